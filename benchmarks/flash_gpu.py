@@ -162,10 +162,10 @@ def table(rows: list[dict[str, Any]], machine: str, names: list[str]) -> str:
     return "\n".join([title, *lines, "", f"Ours over {reference}, " + "; ".join(said) + "."]) + "\n"
 
 
-def compiled(arch: int, heads: list[int], first: bool) -> Iterator[str]:
+def compiled(arch: int, heads: list[int], first: bool, window_and_cap: bool) -> Iterator[str]:
     """A line for each kernel, head size, mask and tile size, compiled for `sm_<arch>`.
 
-    first: only the causal kernels with the first of their tile sizes.
+    first: only the causal kernels with the first of their tile sizes; window_and_cap: those that have both.
     """
     from glasscluster.model.kernels.flash import triton as flash_triton
 
@@ -174,8 +174,8 @@ def compiled(arch: int, heads: list[int], first: bool) -> Iterator[str]:
             for causal in (True,) if first else (True, False):
                 for config in flash_triton.NARROW[way][: 1 if first else None]:
                     fixed = {"HEAD": d, "WIDTH": d, "GROUP": 1, "CAUSAL": causal, "PRECISION": "tf32"}
-                    fixed |= config.kwargs
-                    mask = "causal" if causal else "all pairs"
+                    fixed |= {"WINDOW": window_and_cap, "CAP": window_and_cap, **config.kwargs}
+                    mask = ("causal" if causal else "all pairs") + ", window, cap" * window_and_cap
                     tiles = f"{fixed['ROWS']}x{fixed['COLS']}"
                     tiles += f" {config.num_warps} warps {config.num_stages} stages"
                     yield f"sm_{arch} {way} d {d} {mask} {tiles}: {binary(kernel, fixed, config, arch)}"
@@ -188,7 +188,8 @@ def binary(kernel: Any, fixed: dict[str, Any], config: Any, arch: int) -> str:
     from triton.compiler import ASTSource
 
     dump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    kinds = dict.fromkeys(kernel.arg_names, "i32") | {"scale": "fp32"} | dict.fromkeys(fixed, "constexpr")
+    kinds = dict.fromkeys(kernel.arg_names, "i32") | {"scale": "fp32", "cap": "fp32"}
+    kinds |= dict.fromkeys(fixed, "constexpr")
     kinds |= {name: "*bf16" for name in ("q", "k", "v", "out", "d_out", "dq", "dk", "dv") if name in kinds}
     kinds |= {name: "*fp32" for name in ("lse", "delta") if name in kinds}
     whole = [i for i, name in enumerate(kernel.arg_names) if kinds[name] in ("i32", "*bf16", "*fp32")]
@@ -214,13 +215,16 @@ def main() -> None:
     parser.add_argument("--compile", type=int, nargs="*", metavar="CAPABILITY")
     parser.add_argument("--head", type=int, nargs="+", default=list(HEADS), help="with --compile: head sizes")
     parser.add_argument("--first", action="store_true", help="with --compile: causal, first tile size")
+    parser.add_argument(
+        "--window-and-cap", action="store_true", help="with --compile: kernels that have both"
+    )
     asked = parser.parse_args()
     os.environ["TRITON_INTERPRET"] = "1" if asked.interpret else "0"  # before triton is imported
     import torch
 
     if asked.compile is not None:
         for arch in asked.compile or [80, 90]:
-            for line in compiled(arch, asked.head, asked.first):
+            for line in compiled(arch, asked.head, asked.first, asked.window_and_cap):
                 print(line, flush=True)
         return
     if not asked.interpret and not torch.cuda.is_available():

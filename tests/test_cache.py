@@ -63,13 +63,16 @@ def shapes(draw):
     window = draw(st.one_of(st.just(cached_attention.NO_WINDOW), st.integers(1, 9)))
     starts = draw(st.lists(st.integers(0, 12), min_size=b, max_size=b))
     counts = draw(st.lists(st.one_of(st.integers(0, 6), st.integers(126, 131)), min_size=b, max_size=b))
-    return b, groups * kv, kv, d, draw(st.integers(1, 5)), window, starts, counts, draw(st.booleans())
+    block, biased, cap, sinks = draw(
+        st.tuples(st.integers(1, 5), st.booleans(), st.sampled_from([0.0, 0.7]), st.booleans())
+    )
+    return b, groups * kv, kv, d, block, window, starts, counts, biased, cap, sinks
 
 
 @settings(max_examples=25, deadline=None)
 @given(shapes())
 def test_the_kernel_is_masked_attention_and_reads_what_its_formula_says(shape):
-    b, a, kv, d, block, window, starts, counts, biased = shape
+    b, a, kv, d, block, window, starts, counts, biased, cap, sinks = shape
     width, length = max(1, *counts), max(s + n for s, n in zip(starts, counts, strict=True)) or 1
     generator = torch.Generator().manual_seed(1)
     whole_k, whole_v = (
@@ -86,16 +89,23 @@ def test_the_kernel_is_masked_attention_and_reads_what_its_formula_says(shape):
     shared = d // 2 if d > 2 and block % 2 else 0  # the values are half of the keys' columns
     if shared:
         new[1], pools[1], whole_v = new[0], pools[0], whole_k[..., :shared]
+    sink = torch.randn(a, generator=generator, dtype=torch.float64) if sinks else None
     rest = (order, starts, counts, window, 0.3, bias, shared)
     heard = {"read": 0, "write": 0}
     meter = lambda what, nbytes: heard.__setitem__(what, heard[what] + nbytes)  # noqa: E731
-    out = cached_attention.attend(q, *new, *pools, *rest, meter)
+    out = cached_attention.attend(q, *new, *pools, *rest, meter, cap, sink)
+    rest = (*rest, cap, sink)
+    assert torch.equal(out, torch.ops.glasscluster.cached_attention(q, *new, *pools, *rest))
     for i, (start, n) in enumerate(zip(starts, counts, strict=True)):
         keys, values = (w[i, :, : start + n].repeat_interleave(a // kv, 0) for w in (whole_k, whole_v))
         scores = 0.3 * q[i, :, :n] @ keys.transpose(-1, -2)
         far = torch.arange(start, start + n)[:, None] - torch.arange(start + n)
+        scores = cap * (scores / cap).tanh() if cap else scores
         scores = scores if bias is None else scores + bias[:, far.clamp(min=0)]
-        right = scores.masked_fill((far < 0) | (far >= window), float("-inf")).softmax(-1) @ values
+        scores = scores.masked_fill((far < 0) | (far >= window), float("-inf"))
+        if sink is not None:
+            scores = torch.cat([scores, sink[:, None, None].expand(a, n, 1)], -1)
+        right = scores.softmax(-1)[..., : start + n] @ values
         torch.testing.assert_close(out[i, :, :n], right, rtol=1e-12, atol=1e-12)
         assert not out[i, :, n:].any()
     flops, nbytes = cost_of("glasscluster::cached_attention")

@@ -281,7 +281,7 @@ BAD = [
     ("train --timeout soon", "timeout", None),
     ("run tuor", "scenario", "tour"),
     ("run nowhere.py", "scenario", None),
-    ("run tour --stepps 3", "--stepps", "--steps"),
+    ("run tour --stepps 3", "stepps", "steps"),
     ("run tour --steps many", "steps", None),
     ("replay runs/none", "run", None),
     ("replay empty.txt", "graph", None),
@@ -329,7 +329,7 @@ BAD = [
     ("collective scatter --gpus 4 --size 1MB --algorithm nccl --hardware dgx-h100", "algorithm", None),
     ("collective all-reduce --gpus 4", "size", None),
     ("collective all-reduce --gpus 4 --size 1MB --sweep gpus=a:8", "sweep", None),
-    ("collective all-reduce --gpus 4 --size 1MB --against trees --sweep 1KiB:4KiB", "algorithm", "tree"),
+    ("collective all-reduce --gpus 4 --size 1MB --against trees --sweep 1KiB:4KiB", "against", "tree"),
     ("collective all-reduce --gpus 4 --size 1MB --topology fully-connected --latency 1us", "bandwidth", None),
     (
         "collective all-reduce --gpus 4 --size 1MB --topology fully-connected --bandwidth -1GB/s "
@@ -626,3 +626,89 @@ def test_fp8_has_a_cost_in_which_only_the_matrices_are_quicker_but_does_not_run(
     code, _, err = glass(capsys, *"train --precision fp8 --hardware dgx-h100 --backend threads".split())
     assert code == 2
     assert "has a cost (glass predict) but does not run" in err
+
+
+def refusal(capsys, *line):
+    """The JSON of a refused command."""
+    code, out, _ = glass(capsys, *line, "--json")
+    assert code == 2
+    return json.loads(out)
+
+
+def test_an_option_that_a_scenario_does_not_have_is_named_with_its_value_and_its_own_options(capsys):
+    said = refusal(capsys, "run", "E4", "--gpus", "3")
+    assert (said["field"], said["value"], said["nearest"]) == ("gpus", "3", None)
+    assert "--hidden" in said["rule"]
+    assert refusal(capsys, "run", "E4", "--hiden=3")["nearest"] == "hidden"
+    assert refusal(capsys, "run", "E4", "--hiden=3")["value"] == "3"
+
+
+def test_a_run_that_is_not_there_is_told_a_stored_run_of_a_like_name_or_none(capsys):
+    Path("runs/train-1").mkdir(parents=True)
+    Path("runs/train-1/graph.npz").touch()
+    assert refusal(capsys, "replay", "nodir")["nearest"] is None
+    assert refusal(capsys, "replay", "runs/train-11")["nearest"] == "runs/train-1"
+
+
+def test_a_number_that_is_none_is_refused_in_our_words(capsys):
+    for line in ("train --layers x", "run E4 --hidden x"):
+        assert refusal(capsys, *line.split())["rule"] == "must be a whole number"
+
+
+def test_memory_is_said_in_a_unit_in_which_it_can_be_read(capsys):
+    code, _, err = glass(capsys, *"train --memory 1KB --backend threads".split())
+    assert code == 2
+    assert "1 KB" in err
+    assert "e-06" not in err
+
+
+def test_predict_csv_is_exit_1_where_no_row_succeeded(capsys):
+    Path("rows.csv").write_text("tp\n3\n5\n")
+    code, out, _ = glass(capsys, "predict", "--csv", "rows.csv", "--json")
+    assert (code, json.loads(out)["errors"]) == (1, 2)
+
+
+def test_blanks_and_columns_without_a_name_are_no_options_of_a_row(capsys):
+    Path("rows.csv").write_text(",dp, tp ,micro-batch\n0, 2 ,1, 1\n1,1,2,1,\n \n2,1,1,1,7\n")
+    code, out, _ = glass(capsys, "predict", "--csv", "rows.csv", "--out", "done.csv", "--json")
+    assert (code, json.loads(out)["rows"], json.loads(out)["errors"]) == (0, 3, 1)
+    rows = list(csv.DictReader(Path("done.csv").read_text().splitlines()))
+    assert [r["gpus"] for r in rows] == ["2", "2", ""]
+    assert "more cells" in rows[2]["error"]
+    Path("twice.csv").write_text("dp,dp\n1,2\n")
+    assert refusal(capsys, "predict", "--csv", "twice.csv")["field"] == "csv"
+
+
+def test_predict_refuses_options_that_would_do_nothing(capsys):
+    assert refusal(capsys, "predict", "--out", "done.csv")["field"] == "out"
+    Path("rows.csv").write_text("dp\n1\n")
+    assert refusal(capsys, "predict", "--csv", "rows.csv", "--slow-rank", "0:2")["field"] == "slow_rank"
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "0", "-1"])
+def test_the_weight_of_a_source_is_a_positive_finite_number(weight, capsys):
+    Path("a.txt").write_text("a text " * 50)
+    line = ("train", "--data", f"a.txt:{weight}", "--data", "python:1", "--backend", "threads")
+    assert refusal(capsys, *line)["field"] == "data"
+
+
+@pytest.mark.parametrize("more", [(), ("--pack",), ("--data", "python:1")])
+def test_bytes_that_are_folded_into_a_smaller_vocabulary_are_said(more, capsys):
+    Path("a.txt").write_text("a text " * 50)
+    line = "train --data a.txt --steps 1 --layers 1 --no-check --backend threads --out small --vocab".split()
+    code, _, err = glass(capsys, *line, "64", *more)
+    assert code == 0
+    assert "a.txt" in err
+    assert "are taken modulo the vocabulary of 64 tokens" in err
+    code, _, err = glass(capsys, *line, "256", *more)
+    assert code == 0
+    assert "modulo" not in err
+
+
+def test_one_thing_is_not_said_in_the_plural(capsys):
+    _, _, err = glass(capsys, *"train --steps 1 --layers 1 --backend threads --out one".split())
+    assert "1 GPU," in err
+    assert "checking 1 step in" in err
+    assert "1 GPUs" not in err
+    assert "1 steps" not in err
+    assert "1 threads ranks" not in err

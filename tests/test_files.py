@@ -273,3 +273,45 @@ def test_an_index_names_files_beside_it_and_no_others(tmp_path, name):
     (tmp_path / hugging_face.INDEX).write_text(json.dumps({"weight_map": {"transformer.wte.weight": name}}))
     with pytest.raises(WeightsError, match="is no file beside it"):
         hugging_face.load(tmp_path)
+
+
+# ---- a byte-order mark, through every command that reads a file --------------------------------------------
+SHAPE = "--layers 1 --hidden 16 --heads 2 --seq 16 --vocab 64"
+MARKED = {
+    "rows.csv": ("dp,tp\n2,1\n", f"predict {SHAPE} --csv rows.csv --out done.csv --json"),
+    "mine.txt": ("0F0 0B0\n1F0 1B0\n", "schedule mine --pp 2 --micro-batches 1 --validate mine.txt --json"),
+    "requests.json": ('[{"prompt": [1], "tokens": 2}]', f"serve {SHAPE} --requests requests.json --json"),
+    "options.json": ('{"dp": 2}', f"predict {SHAPE} --request options.json --json"),
+    "-": ('{"dp": 2}', f"predict {SHAPE} --request - --json"),
+    "tokenizer.json": (None, "tokenize encode abc --tokenizer tokenizer.json --json"),
+    "w/config.json": (None, "generate --weights w --prompt-length 2 --tokens 2 --json"),
+    "machine.json": (None, f"predict {SHAPE} --hardware machine.json --json"),
+}
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_every_command_reads_a_file_with_a_byte_order_mark_as_without(name, tmp_path, monkeypatch, capsys):
+    from glasscluster.model.config import ModelConfig
+    from glasscluster.model.gpt import GPTStage
+    from glasscluster.model.text.tokenizer import Tokenizer
+    from glasscluster.model.weights import hugging_face
+    from glasscluster.sim.time.hardware import hardware
+
+    monkeypatch.chdir(tmp_path)
+    Tokenizer.train([b"abc abc"], 258).save("tokenizer.json")
+    hugging_face.save(GPTStage(ModelConfig(layers=1, hidden=16, heads=2, seq=8, vocab=32)), "w")
+    hardware("dgx-h100").save("machine.json")
+    text, line = MARKED[name]
+    if text is not None:
+        Path(name).write_text(text)
+    said, content = [], Path(name).read_bytes()
+    for mark in (b"", b"\xef\xbb\xbf"):
+        Path(name).write_bytes(mark + content)
+        monkeypatch.setattr(sys, "stdin", io.StringIO((mark + content).decode()))
+        assert run_glass(*line.split()) == 0
+        said.append(json.loads(capsys.readouterr().out))
+    for key in ("wall_s", "folder"):
+        _ = [one.pop(key, None) for one in said]
+    assert said[0] == said[1]
+    if name == "rows.csv":
+        assert Path("done.csv").read_text().splitlines()[0].startswith("dp,tp,")

@@ -223,10 +223,15 @@ def test_a_profile_of_before_is_read_with_what_it_leaves_out_as_it_is_by_default
         (lambda f: f["gpu"].pop("memory_bytes"), "gpu.memory_bytes", "is missing", None),
         (lambda f: f["intra"].update(bandwith=1), "intra.bandwith", "is no field", "bandwidth"),
         (lambda f: f["host"]["link"].update(latency=1), "host.link.latency", "is no field", "latency_s"),
-        (lambda f: f["gpu"].update(memory_bandwidth=-1), "gpu.memory_bandwidth", "greater than 0", 0.0),
-        (lambda f: f["gpu"]["peak_flops"].update(fp32="fast"), "gpu.peak_flops.fp32", "valid number", None),
+        (lambda f: f["gpu"].update(memory_bandwidth=-1), "gpu.memory_bandwidth", "more than 0", None),
+        (
+            lambda f: f["gpu"]["peak_flops"].update(fp32="fast"),
+            "gpu.peak_flops.fp32",
+            "must be a number",
+            None,
+        ),
         (lambda f: f["inter"].update(latency_s=float("inf")), "inter.latency_s", "finite", None),
-        (lambda f: f.update(node_size=0), "node_size", "greater than or equal to 1", 1),
+        (lambda f: f.update(node_size=0), "node_size", "at least 1", 1),
         (lambda f: f.update(topology={"nodes": [], "edges": []}), "topology", "at least 2 are needed", None),
         (
             lambda f: f.update(topology={"gpus": 1, "place": 1, "routes": 1}),

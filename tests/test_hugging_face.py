@@ -473,7 +473,10 @@ def test_glass_generate_is_their_generate(tmp_path: Path, capsys: Any):
 
 USAGE = {
     "window = 0: a sliding cache needs a window": ["--cache", "sliding"],
-    "a static cache keeps all tokens": ["--window", "3"],
+    "window_layers = 'alternate': a sliding cache drops tokens that layers without a window see": [
+        *("--cache", "sliding", "--window", "3", "--window-layers", "alternate")
+    ],
+    "window_layers = 'alternate': needs --window": ["--window-layers", "alternate"],
     "cache = 'statik': is unknown; the nearest valid choice is static": ["--cache", "statik"],
     "tp = 3: must divide heads = 4": ["--tp", "3"],
     "take 67 positions, the model has seq = 64; the nearest valid choice is 61": ["--tokens", "64"],

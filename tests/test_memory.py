@@ -14,7 +14,7 @@ from glasscluster.base.errors import DoesNotFit, OutOfMemory
 from glasscluster.scenarios.jobs import training
 from glasscluster.sim.recording.events import BEGIN, CATEGORIES, COLLECTIVE
 from glasscluster.sim.recording.graph import ExecutionGraph, compute_rows
-from glasscluster.sim.recording.memory_log import plain_operation
+from glasscluster.sim.recording.memory_log import Resident, plain_operation
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import hardware
 from glasscluster.sim.time.memory_history import MemoryHistory
@@ -323,3 +323,9 @@ def test_predict_says_what_would_fit(capsys):
     assert said["would_fit"][0]["peak_memory_bytes"] <= 16e9
     code, out, _ = glass(capsys, "predict", "--json")
     assert json.loads(out)["would_fit"] == []
+
+
+def test_nothing_that_holds_memory_has_an_empty_name():
+    assert Resident("parameters", "", 8, 276).called == "without a name"
+    assert str(Resident("parameters", "", 8, 276)) == "parameters, without a name (x 276): 8 bytes"
+    assert Resident("activations", "", 8, layer=3, phase="forward").called == "layer 3 forward"

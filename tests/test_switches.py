@@ -682,9 +682,9 @@ def test_numbers_of_other_heads_or_distances_are_caught(monkeypatch, position, o
     else:
         honest_chunk = ulysses.UlyssesContext.attend
 
-        def first_heads(self, attention, q, k, v, causal, prefix, bias):
+        def first_heads(self, attention, q, k, v, causal, prefix, bias, *more):
             return honest_chunk(
-                self, attention, q, k, v, causal, prefix, torch.cat([bias[: len(bias) // 2]] * 2)
+                self, attention, q, k, v, causal, prefix, torch.cat([bias[: len(bias) // 2]] * 2), *more
             )
 
         monkeypatch.setattr(ulysses.UlyssesContext, "attend", first_heads)

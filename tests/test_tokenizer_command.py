@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as Theirs
 
 from glasscluster.cli import main
+from glasscluster.model.text.mixture import Mixture, Rows
+from glasscluster.model.text.tasks import Choice, Text
 from glasscluster.model.text.tokenizer import Tokenizer
+from glasscluster.strategies.serving.evaluation import row_of
 from glasscluster.visualize.figures.merge_tree import merge_tree, merge_tree_figure
 
 
@@ -65,6 +69,82 @@ def test_a_tokenizer_is_trained_and_used_from_the_command_line(capsys):
 def test_a_mistake_is_named_and_ends_with_2(capsys, words, field):
     code, said = glass(capsys, *words.split())
     assert (code, said["field"]) == (2, field)
+
+
+@pytest.mark.parametrize(
+    ("specials", "said"),
+    [
+        (["a"], "spelled as an ordinary one"),
+        (["\u0120"], "spelled as an ordinary one"),
+        (["<s>", ""], "at least one character"),
+        (["<s>", "<e>", "<s>"], "twice: ['<s>']"),
+        (["\udcff"], "UTF-8"),
+    ],
+)
+def test_special_tokens_that_no_file_can_hold_are_refused_before_one_is_written(capsys, specials, said):
+    words = [word for special in specials for word in ("--special", special)]
+    code, error = glass(capsys, "tokenize", "train", "a.txt", "--vocab", "280", *words, "--out", "t.json")
+    assert (code, error["field"]) == (2, "special")
+    assert said in error["message"]
+    assert not Path("t.json").exists()
+    with pytest.raises(ValueError, match="special token"):
+        Tokenizer.train([b"a b"], 280, specials)
+
+
+@pytest.mark.parametrize(
+    "specials", [["<a>", "<a><b>", "<b>"], ["aa", "a a", "aaa"], [" ", "  ", "\n"], ["数", "数据"]]
+)
+def test_special_tokens_inside_each_other_are_found_as_tokenizers_finds_them(capsys, specials):
+    words = [word for special in specials for word in ("--special", special)]
+    code, _ = glass(capsys, "tokenize", "train", "b.txt", "--vocab", "280", *words, "--out", "t.json")
+    assert code == 0
+    text = "<a><b><a> aaaa a a  \n a<b> 数数据"
+    said = glass(capsys, "tokenize", "encode", text, "--tokenizer", "t.json", "--allow", "all")[1]
+    assert said["tokens"] == Theirs.from_file("t.json").encode(text).ids
+    assert set(said["tokens"]) & set(Tokenizer.load("t.json").specials.values())
+
+
+def test_a_strange_tokenizer_file_ends_with_2_in_every_command_that_takes_one(capsys):
+    glass(capsys, "tokenize", "train", "a.txt", "--vocab", "280", "--out", "t.json")
+    content = json.loads(Path("t.json").read_text())
+    content["model"]["vocab"]["\x00"] = 280
+    Path("t.json").write_text(json.dumps(content))
+    shape = "--layers 1 --hidden 16 --heads 2 --seq 64 --vocab 512"
+    for line in (
+        "tokenize encode x",
+        "tokenize decode 1",
+        f"train --data a.txt --steps 1 {shape}",
+        f"evaluate --task perplexity --items 2 {shape}",
+    ):
+        code, said = glass(capsys, *line.split(), "--tokenizer", "t.json")
+        assert (code, said["field"]) == (2, "tokenizer"), line
+        assert said["message"].count("tokenizer = ") == 1
+        assert r"model.vocab['\x00'] = 280" in said["message"]
+
+
+def test_numbers_that_a_file_puts_around_a_text_stand_around_documents_and_before_prompts(capsys):
+    glass(capsys, "tokenize", "train", "a.txt", "--vocab", "280", "--out", "t.json", "--special", "<s>")
+    content = json.loads(Path("t.json").read_text())
+    begin = content["added_tokens"][0]["id"]
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [begin], "tokens": ["<s>"]}},
+    }
+    Path("t.json").write_text(json.dumps(content))
+    said = glass(capsys, "tokenize", "encode", "the cat", "--tokenizer", "t.json")[1]
+    assert said["tokens"] == Theirs.from_file("t.json").encode("the cat").ids
+    assert said["tokens"][0] == begin
+    made = Tokenizer.load("t.json")
+    rows = Rows(Mixture((("a.txt", 1.0),), "t.json", packed=True), 32)
+    assert all(text[0] == begin and begin not in text[1:] for source in rows.sources for text in source.texts)
+    choice = Choice(b"the", (b" cat", b" mat"), 0)
+    assert row_of(choice, 0, made, 32)[0] == [begin, *made.encode("the"), *made.encode(" cat")]
+    assert row_of(Text(b"the cat"), 0, made, 32) == (
+        [begin, *made.encode("the cat")],
+        len(made.encode("the cat")),
+    )
 
 
 def test_a_vocabulary_without_room_for_the_tokenizer_is_refused_with_the_right_size(capsys):

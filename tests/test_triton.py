@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glasscluster.model.kernels.flash import algorithm
+from glasscluster.model.kernels.scores import PLAIN, Scores
 from glasscluster.model.layers.attention import unfused_attention
 
 pytest.importorskip("triton", reason="Triton is a wheel for Linux; the torch version needs none")
@@ -37,25 +38,26 @@ def drawn(shape, dtype, seed):
     return one(heads * group, n), one(heads, keys), one(heads, keys), one(heads * group, n)
 
 
-def gradients(q, k, v, d_out, causal):
+def gradients(q, k, v, d_out, causal, how=PLAIN):
     """Textbook attention's output and gradients, in the tensors' own type."""
     q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
-    out = unfused_attention(q, k, v, causal)
+    out = unfused_attention(q, k, v, causal, how=how)
     return out.detach(), *torch.autograd.grad(out, (q, k, v), d_out)
 
 
-def ours(kernels, q, k, v, d_out, causal, tiles):
-    out, lse = kernels.forward(q, k, v, causal, tiles)
-    return out, *kernels.backward(d_out, q, k, v, out, lse, causal, tiles)
+def ours(kernels, q, k, v, d_out, causal, tiles, how=PLAIN):
+    out, lse = kernels.forward(q, k, v, causal, tiles, how)
+    return out, *kernels.backward(d_out, q, k, v, out, lse, causal, tiles, how)
 
 
-def excess(found, tensors, causal):
+def excess(found, tensors, causal, how=PLAIN):
     """By how much each error is over twice plain torch's: positive breaks flash-attention's rule.
 
     Of one key torch's dQ is exactly zero and ours a rounding of float32, so four ulps of the largest input
     are allowed besides.
     """
-    truth, plain = gradients(*(x.double() for x in tensors), causal), gradients(*tensors, causal)
+    exact = (x.double() for x in tensors)
+    truth, plain = gradients(*exact, causal, how), gradients(*tensors, causal, how)
     ulps = 4 * torch.finfo(torch.float32).eps * max(x.abs().max().item() for x in tensors)
     return {
         way: ((x.double() - true).abs().max() - 2 * (y.double() - true).abs().max()).item() - ulps
@@ -87,6 +89,24 @@ def test_errors_are_at_most_twice_plain_torch_s(heads, n, keys, d, dtype, causal
 def test_so_they_are_with_heads_of_64_and_128(d, causal, dtype):
     tensors = drawn((1, 1, 1, 50, 50 if causal else 45, d), dtype, seed=d)
     assert max(excess(ours(triton, *tensors, causal, (32, 32)), tensors, causal).values()) <= 0
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    heads,
+    st.tuples(st.integers(1, 60), st.integers(1, 60), st.sampled_from([3, 16])),
+    st.sampled_from(TYPES),
+    st.booleans(),
+    st.builds(Scores, st.sampled_from([None, 0.7]), st.integers(0, 40), st.sampled_from([0.0, 1.5])),
+    st.sampled_from([(16, 16), (16, 32), (32, 16)]),
+)
+def test_with_a_scale_a_window_and_a_cap_errors_are_as_small(heads, shape, dtype, causal, how, tiles):
+    n, keys, d = shape
+    if how.window and not causal:
+        n = min(n, keys + how.window - 1)  # every query sees a key
+    tensors = drawn((*heads, n, n if causal else keys, d), dtype, seed=n)
+    over = excess(ours(triton, *tensors, causal, tiles, how), tensors, causal, how)
+    assert max(over.values()) <= 0
 
 
 def test_the_log_sum_exp_is_the_torch_version_s_so_a_ring_can_merge_blocks():
@@ -155,11 +175,32 @@ def test_a_broken_kernel_breaks_the_rule(old, new, broken, tmp_path, monkeypatch
     assert {way for way, by in over.items() if not by <= 0} >= broken
 
 
+@pytest.mark.skipif(GPU, reason="one run of each is enough, and the interpreter needs no compilation")
+@pytest.mark.parametrize(
+    ("old", "new", "broken"),
+    [
+        ("> i[:, None] - window", ">= i[:, None] - window", {"out", "dq"}),
+        ("> i[None, :] - window, p", ">= i[None, :] - window, p", {"dk", "dv"}),
+        ("stop = tl.minimum(n, col + COLS - 1 + window)", "stop = tl.minimum(n, col + COLS)", {"dk", "dv"}),
+        ("// COLS * COLS\n        clear", "// COLS * COLS + COLS\n        clear", {"out", "dq"}),
+        ("turn = scale / cap", "turn = scale", {"out", "dq", "dk", "dv"}),
+        ("ds = ds * (1.0 - t * t)", "ds = ds * (1.0 - t)", {"dq", "dk"}),
+    ],
+)
+def test_a_broken_window_or_cap_breaks_the_rule(old, new, broken, tmp_path, monkeypatch):
+    tensors, how = drawn((1, 1, 1, 60, 60, 16), torch.float32, 3), Scores(0.6, 21, 3.0)
+    over = excess(
+        ours(mutated(old, new, tmp_path, monkeypatch), *tensors, True, (16, 16), how), tensors, True, how
+    )
+    assert {way for way, by in over.items() if not by <= 0} >= broken
+
+
 # ---- compiled for GPUs that are not here -------------------------------------------------------------------
 
 
-def test_every_kernel_compiles_for_a_hopper_gpu_without_spilling_and_uses_its_tensor_cores():
-    call = [sys.executable, "-m", "benchmarks.flash_gpu", "--compile", "90", "--head", "64", "--first"]
+@pytest.mark.parametrize("more", [[], ["--window-and-cap"]], ids=str)
+def test_every_kernel_compiles_for_a_hopper_gpu_without_spilling_and_uses_its_tensor_cores(more):
+    call = [sys.executable, "-m", "benchmarks.flash_gpu", "--compile", "90", "--head", "64", "--first", *more]
     lines = subprocess.run(call, capture_output=True, text=True, check=True).stdout.splitlines()
     assert [line.split()[1] for line in lines] == ["forward", "dkdv", "dq"]
     assert all(", 0 B stack" in line and line.endswith("wgmma") for line in lines)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# how alike two words must be for one to be taken as a slip of the other (difflib's own default)
+ALIKE = 0.6
+
 
 class GlassError(Exception):
     """Base of every named error. `rank`, `operation`, `peer`, `step` are None where unknown."""
@@ -123,7 +126,9 @@ class ClusterLost(GlassError):
 class InputError(GlassError, ValueError):
     """Bad input: field, value, rule, and the nearest valid choice.
 
-    by_name: the field itself is unknown; the nearest is the choice that is spelled like it.
+    choices: values that the rule itself allows. Who knows the other rules as well names the nearest of them
+    that passes all (`suggest`, called by base/valid_choice.py).
+    by_name: the field itself is unknown; the nearest is a choice that is spelled like it, if there is one.
     """
 
     exit_code = 2
@@ -138,9 +143,19 @@ class InputError(GlassError, ValueError):
         by_name: bool = False,
     ) -> None:
         self.field, self.value, self.rule = field, value, rule
-        self.nearest = nearest(field if by_name else value, choices) if choices is not None else None
-        hint = f"; the nearest valid choice is {self.nearest}" if self.nearest is not None else ""
-        super().__init__(f"{field} = {value!r}: {rule}{hint}")
+        self.by_name, self.choices = by_name, list(choices or ())
+        if by_name:
+            self.choices = alike(field, self.choices)
+        self.nearest: object | None = None
+        super().__init__("")
+        self.suggest(nearest(field if by_name else value, self.choices))
+
+    def suggest(self, choice: object | None) -> None:
+        """Name this choice as the nearest valid one; None: no choice is known that would run."""
+        self.nearest = choice
+        hint = f"; the nearest valid choice is {choice}" if choice is not None else ""
+        self.message = f"{self.field} = {self.value!r}: {self.rule}{hint}"
+        self.args = (self.message,)
 
     def as_dict(self) -> dict:
         """Field, value, rule and nearest choice, for `--json`."""
@@ -176,12 +191,23 @@ class DoesNotFit(InputError):
 
 def nearest(value: object, choices: Iterable[object]) -> object | None:
     """The choice closest to `value`: by distance among numbers, by spelling among words."""
+    return next(iter(by_nearness(value, choices)), None)
+
+
+def by_nearness(value: object, choices: Iterable[object]) -> list[object]:
+    """The choices, the closest to `value` first: by distance among numbers, by spelling among words."""
     options = list(choices)
-    if not options:
-        return None
-    numbers = [o for o in options if isinstance(o, (int, float))]
-    if isinstance(value, (int, float)) and len(numbers) == len(options):
-        return min(numbers, key=lambda o: (abs(o - value), o))
-    words = [str(o) for o in options]
-    close = difflib.get_close_matches(str(value), words, n=1, cutoff=0.0)
-    return close[0] if close else words[0]
+    if isinstance(value, (int, float)) and all(isinstance(o, (int, float)) for o in options):
+        return sorted(options, key=lambda o: (abs(o - value), o))  # type: ignore[operator]
+    return sorted(options, key=lambda o: (_likeness(str(value), str(o)), str(o)), reverse=True)
+
+
+def alike(word: str, choices: Iterable[object]) -> list[object]:
+    """Those of the choices that are spelled so much like a word that it may have meant them."""
+    return [o for o in choices if _likeness(word, str(o)) >= ALIKE]
+
+
+def _likeness(a: str, b: str) -> float:
+    """How much two words look alike, from 0 to 1; capitals, - and _ make no difference."""
+    a, b = (word.lower().replace("_", "-").lstrip("-") for word in (a, b))
+    return difflib.SequenceMatcher(None, b, a).ratio()

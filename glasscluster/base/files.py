@@ -37,6 +37,7 @@ DEEPEST = 64  # brackets inside each other
 TOO_DEEP = f"has more than {DEEPEST} brackets inside each other"
 WRITING, COMPLETE = ".glass-writing-", ".glass-complete"
 REMOVED = ".removed"  # in a complete set: names of files that the new ones replace
+BYTE_ORDER_MARK = "\ufeff"  # what some editors of Windows write first; `read_text` takes it off
 LONGEST_SHOWN = 200  # characters of a value in a message
 
 # What this process has done to the disk, for the last line of a command that a person ends.
@@ -115,7 +116,7 @@ def parse_json(field: str, name: str | Path, text: str) -> Any:
         InputError: the text is no JSON, or its brackets stand too deep.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text.removeprefix(BYTE_ORDER_MARK))
     except RecursionError:
         raise InputError(field, shown(name), TOO_DEEP) from None
     except ValueError as problem:

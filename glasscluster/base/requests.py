@@ -7,9 +7,10 @@ a plan and a model of them. Commands make their options, their JSON and their er
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import get_annotations
-from typing import Annotated, Any, ClassVar, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -24,6 +25,15 @@ from pydantic.fields import FieldInfo
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_size, parse_time
+from glasscluster.base.valid_choice import advised
+
+T = TypeVar("T")
+
+
+class Options(BaseModel):
+    """Fields that are options: no others are taken, none changes, and every number is finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
@@ -32,6 +42,10 @@ def build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
     Raises:
         InputError: of the first bad field: its name, its value, the rule, the nearest valid choice.
     """
+    return advised(lambda given: _build(cls, given), values)
+
+
+def _build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
     try:
         return cls(**values)
     except ValidationError as problem:
@@ -39,21 +53,71 @@ def build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
         said = first.get("ctx", {}).get("error")
         if isinstance(said, InputError):  # a part of it, or a size, has judged already
             raise said from None
-        message = str(first["msg"])
-        if "|" in message:  # a rule of several fields: field|value|rule|nearest
-            field, value, rule, near = message.removeprefix("Value error, ").split("|")
-            raise InputError(field, value, rule, [near]) from None
         field = ".".join(map(str, first["loc"])) or "options"
-        choices: Sequence[Any] | None = None
-        if first["type"] == "literal_error":
-            choices = get_args(cls.model_fields[field].annotation)
-        elif first["type"] == "extra_forbidden":
+        if first["type"] == "extra_forbidden":
             names = list(cls.model_fields)
             raise InputError(field, first.get("input"), "unknown option", names, by_name=True) from None
-        elif "_than" in first["type"]:
-            limits = first.get("ctx", {})
-            choices = [limits[k] for k in ("ge", "gt", "le", "lt") if k in limits]
-        raise InputError(field, first.get("input"), message, choices) from None
+        info = cls.model_fields.get(field)
+        raise InputError(field, first.get("input"), rule_of(first), choices_of(first, info)) from None
+
+
+RULES = {  # pydantic's kinds of mistake, in our words
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "finite_number": "must be a finite number",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be a text",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must be an object of names and values",
+    "model_type": "must be an object of names and values",
+    "missing": "is missing",
+    "literal_error": "must be {expected}",
+}
+
+
+def rule_of(mistake: Mapping[str, Any]) -> str:
+    """The rule that a mistake which pydantic found breaks (an entry of `ValidationError.errors()`)."""
+    kind, details = str(mistake["type"]), mistake.get("ctx", {})
+    if kind not in RULES:
+        return str(mistake["msg"]).removeprefix("Value error, ")
+    written = {name: f"{limit:g}" for name, limit in details.items() if isinstance(limit, (int, float))}
+    return RULES[kind].format(expected=str(details.get("expected")).replace("'", ""), **written)
+
+
+def choices_of(mistake: Mapping[str, Any], field: FieldInfo | None) -> list[Any] | None:
+    """Values that would be right in the place of a mistake; None where there is nothing to choose from.
+
+    A limit that is itself allowed is the nearest. There is no nearest to one that is not: then it is the next
+    whole number, or the default of a number that need not be whole.
+    """
+    kind, limits, value = str(mistake["type"]), mistake.get("ctx", {}), mistake.get("input")
+    default = [] if field is None or field.default is None or field.is_required() else [field.default]
+    if kind == "literal_error":
+        return list(_literals(field)) or None
+    if kind in ("greater_than_equal", "less_than_equal"):
+        return [limits["ge"] if "ge" in limits else limits["le"], *default]
+    whole = field is not None and int in (field.annotation, *get_args(field.annotation))
+    if kind in ("greater_than", "less_than") and whole:
+        return [limits["gt"] + 1 if "gt" in limits else limits["lt"] - 1, *default]
+    if kind == "int_from_float":
+        least = [note.ge for note in field.metadata if hasattr(note, "ge")] if field is not None else []
+        return [math.floor(value), math.ceil(value), *least, *default]  # type: ignore[arg-type]
+    return default if kind in ("greater_than", "less_than", "finite_number") else None
+
+
+def _literals(field: FieldInfo | None) -> tuple[Any, ...]:
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
 
 
 # ---- values that are written with a unit, or with commas ---------------------------------------------
@@ -96,16 +160,18 @@ def switch(description: str) -> Any:
     return Field(False, description=description, json_schema_extra={"one_way": True})
 
 
-class Request(BaseModel):
+class Request(Options):
     """What somebody asks for. Fields with a description are its options; the others are made from them.
 
     parts: classes whose fields are options, too; `compose` makes their objects.
     first: options that help shows first; None: all of the request's own.
+    called: fields of refusals that are an option by another name: field -> option.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(defer_build=True)
     parts: ClassVar[tuple[type[BaseModel], ...]] = ()
     first: ClassVar[tuple[str, ...] | None] = None
+    called: ClassVar[Mapping[str, str]] = {}
 
     # the options that were given, by name
     given: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
@@ -138,6 +204,21 @@ class Request(BaseModel):
     def compose(cls, given: dict[str, Any]) -> dict[str, Any]:
         """The fields that are made from several options: name -> object."""
         return {}
+
+    def prepared(self, prepare: Callable[[Self], T]) -> T:
+        """What a command's `prepare` makes of this request before anything runs.
+
+        Where it refuses a value, the choice that it names is one that the whole of it and the request's own
+        rules allow.
+
+        Raises:
+            InputError: of `prepare`.
+        """
+
+        def judge(given: dict[str, Any]) -> T:
+            return prepare(type(self).of(**{self.called.get(name, name): v for name, v in given.items()}))
+
+        return advised(judge, self.given)
 
     @model_validator(mode="before")
     @classmethod

@@ -24,3 +24,8 @@ class Said:
 
     def __str__(self) -> str:
         return self.en
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in English: `counted(1, "GPU")` is 1 GPU, `counted(8, "GPU")` is 8 GPUs."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

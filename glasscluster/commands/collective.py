@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from glasscluster.base.text import counted
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit, progress
 from glasscluster.commands.options import command
@@ -17,7 +18,7 @@ def collective(request: CollectiveRequest, as_json: bool) -> int:
     Recorded dry: no data moves.
     """
     with progress() as say:
-        say(f"glass collective: {request.operation} by {request.algorithm} on {request.gpus} GPUs")
+        say(f"glass collective: {request.operation} by {request.algorithm} on {counted(request.gpus, 'GPU')}")
         content = body("collective")(request, say)
     if as_json:
         emit(content)
@@ -39,7 +40,7 @@ def show(content: dict[str, Any], contention: bool | None) -> None:
         unshared = "no link is shared" if contention is None else "without contention"
         shared = "messages share links" if content["contention"] else unshared
         print(
-            f"{content['steps']} steps, {content['messages']} messages, busiest GPU sends {most:,} bytes; "
+            f"{counted(content['steps'], 'step')}, {counted(content['messages'], 'message')}, busiest GPU sends {most:,} bytes; "
             f"busiest link {link['from']} → {link['to']}, {link['utilisation_fraction']:.0%} ({shared})"
         )
     for row in content.get("sweep", []):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 
 from glasscluster.base.errors import GlassError, InputError, nearest
+from glasscluster.base.requests import rule_of
 from glasscluster.commands.console import emit, is_leader
 
 # typer brings click along, or has it within
@@ -33,10 +36,31 @@ def usage(error: Any, arguments: list[str]) -> InputError:
     text = str(getattr(error, "message", "") or error)
     parameter = getattr(error, "param", None)
     spelled = list(getattr(parameter, "opts", None) or [getattr(error, "option_name", None) or "command"])
-    field = spelled[0].lstrip("-").replace("-", "_")
-    value = next((v for o, v in zip(arguments, [*arguments[1:], ""], strict=False) if o in spelled), "")
-    value = value or next((a.partition("=")[2] for a in arguments if a.partition("=")[0] in spelled), "")
+    field, value = named(spelled[0]), value_of(spelled, arguments)
     if field == "command" and arguments:
         value = arguments[0]
     close = getattr(error, "possibilities", None)
-    return InputError(field, value, text.rstrip("."), [nearest(spelled[0], close)] if close else None)
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, ValidationError):  # typer's types are judged by pydantic
+        text = rule_of(cause.errors()[0])
+    elif value == "" and "requires an argument" in text:
+        text = "needs a value"
+    text = _PREAMBLE.sub("", text).rstrip(".")
+    return InputError(field, value, text, [nearest(spelled[0], close)] if close else None)
+
+
+_PREAMBLE = re.compile(r"^Invalid value for [^:]*: ")  # the field and its value are said already
+
+
+def named(option: str) -> str:
+    """The field of an option: `micro_batch` of `--micro-batch`."""
+    return option.lstrip("-").replace("-", "_")
+
+
+def value_of(spelled: list[str], arguments: list[str]) -> str:
+    """What stands behind an option on the command line, after a space or an `=`; empty where nothing does."""
+    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        option, equals, value = word.partition("=")
+        if option in spelled:
+            return value if equals else "" if following.startswith("--") else following
+    return ""

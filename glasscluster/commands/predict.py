@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from glasscluster.base.text import counted
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit, progress
 from glasscluster.commands.options import command
@@ -20,7 +21,7 @@ def predict(request: PredictRequest, as_json: bool) -> int:
         return predict_rows(request, as_json)
     assert request.shape is not None  # no folder of weights can be asked for
     with progress() as say:
-        say(f"glass predict: {request.plan.gpus} GPUs, {request.shape.parameters():,} parameters")
+        say(f"glass predict: {counted(request.plan.gpus, 'GPU')}, {request.shape.parameters():,} parameters")
         content = body("predict")(request, say)
     if as_json:
         emit(content)
@@ -30,15 +31,15 @@ def predict(request: PredictRequest, as_json: bool) -> int:
 
 
 def predict_rows(request: PredictRequest, as_json: bool) -> int:
-    """Every row of a file."""
+    """Every row of a file; exit code 1 where none succeeded."""
     with progress() as say:
         say(f"glass predict: rows of {request.csv}")
         done, bad, path = body("predict_csv")(request, say)
     if as_json:
         emit({"schema": "glass.predict-csv/1", "rows": done, "errors": bad, "out": str(path)})
     else:
-        print(f"{done} rows, {bad} with an error: {path}")
-    return 0
+        print(f"{counted(done, 'row')}, {bad} with an error: {path}")
+    return 1 if done and bad == done else 0
 
 
 def show(content: dict[str, Any]) -> None:

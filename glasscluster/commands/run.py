@@ -11,7 +11,7 @@ from glasscluster.base.errors import InputError
 from glasscluster.base.requests import build
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit, is_leader, progress, verdict
-from glasscluster.commands.failures import UsageError, usage
+from glasscluster.commands.failures import UsageError, named, usage, value_of
 from glasscluster.commands.options import CONTEXT, dressed, given_in, parameters, shown
 from glasscluster.scenarios.requests.scenarios import RunRequest
 
@@ -67,7 +67,7 @@ def read_options(chosen: Scenario, scenario: str, words: list[str], own: dict[st
     for name, value in own.items():
         if name not in flags:
             names = [*RunRequest.names(), *flags]
-            raise InputError(name, value, f"{chosen.name} has no such option", names, by_name=True)
+            raise InputError(name, value, unknown_option(chosen), names, by_name=True)
     made = scenario_command(chosen, scenario)
     try:
         with made.make_context(f"glass run {scenario}", list(words), default_map=own) as context:
@@ -77,9 +77,17 @@ def read_options(chosen: Scenario, scenario: str, words: list[str], own: dict[st
         wrong = getattr(problem, "option_name", None) if hasattr(problem, "possibilities") else None
         extra = words[0] if words and not words[0].startswith("-") else None
         if wrong or (extra and getattr(problem, "param", None) is None):
-            rule, names = f"{chosen.name} has no such option", list(flags.values())
-            raise InputError(wrong or str(extra), "", rule, names, by_name=True) from None
+            option = str(wrong or extra)
+            names = [*flags, *RunRequest.names()]
+            field, value = named(option), value_of([option], words)
+            raise InputError(field, value, unknown_option(chosen), names, by_name=True) from None
         raise usage(problem, words) from None
+
+
+def unknown_option(chosen: Scenario) -> str:
+    """That a scenario does not have an option, and which it has."""
+    has = " ".join("--" + name.replace("_", "-") for name in chosen.options)
+    return f"{chosen.name} has no such option; it has {has or 'none of its own'}"
 
 
 def source_of(context: Any, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glasscluster.base.text import counted
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit, is_leader, progress, show_checks, verdict
 from glasscluster.commands.options import command
@@ -25,7 +26,7 @@ def serve(request: ServeRequest, as_json: bool) -> int:
     print(made.grid())
     first = content["mean_time_to_first_token_s"] * 1e3
     print(
-        f"{len(made.job.requests)} requests in {len(content['steps'])} steps, "
+        f"{counted(len(made.job.requests), 'request')} in {counted(len(content['steps']), 'step')}, "
         f"{content['time_s'] * 1e3:.4g} ms on {content['hardware']} (virtual): "
         f"{content['tokens_per_s']:,.0f} tokens/s, first token after {first:.4g} ms on average"
     )

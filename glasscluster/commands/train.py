@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glasscluster.base.text import counted
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit, is_leader, progress, show_checks, verdict
 from glasscluster.commands.options import command
@@ -13,7 +14,7 @@ def train(request: TrainRequest, as_json: bool) -> int:
     """Train a GPT with a plan, check it against one device, count it, draw it."""
     with progress() as say:
         size = f", {request.shape.parameters():,} parameters" if request.shape else ""
-        say(f"glass train: {request.plan.gpus} GPUs{size}")
+        say(f"glass train: {counted(request.plan.gpus, 'GPU')}{size}")
         trained = body("train")(request, say)
     if not is_leader():
         return 0

@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from glasscluster.base.errors import InputError
+
 
 class ModelConfig(BaseModel):
     """The shape of a transformer: L layers, hidden h, a heads, sequence s, vocabulary V.
@@ -21,10 +23,13 @@ class ModelConfig(BaseModel):
         (64, 3072, 124439808)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     groups: ClassVar[dict[str, tuple[str, ...]]] = {  # what stands together in a list of options
-        "sizes": ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "seq"),
-        "attention": ("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
+        "sizes": ("layers", "hidden", "heads", "kv_heads", "head_size", "ffn", "vocab", "seq"),
+        "attention": (
+            *("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
+            *("window", "window_layers", "attention_scale", "attention_cap", "sinks"),
+        ),
         "positions": (
             *("position", "relative_buckets", "relative_distance", "rope_layout", "rope_theta"),
             *("rope_scaling", "rope_factor", "rope_trained", "rope_low_factor", "rope_high_factor"),
@@ -50,6 +55,9 @@ class ModelConfig(BaseModel):
     kv_heads: int | None = Field(
         None, ge=1, description="heads of keys and values, each shared by heads / kv-heads queries (= heads)"
     )
+    head_size: int | None = Field(
+        None, ge=1, description="elements of a query, a key and a value of each head (hidden / heads)"
+    )
     qkv: Literal["fused", "separate"] = Field(
         "fused", description="queries, keys and values from one matrix or from three"
     )
@@ -60,7 +68,7 @@ class ModelConfig(BaseModel):
     )
     q_latent: int = Field(0, ge=0, description="the same of queries, of a model with kv-latent; 0: none")
     rope_dim: int | None = Field(
-        None, ge=2, description="rotary elements beside a head's own, with kv-latent (half a head's)"
+        None, ge=0, description="rotary elements beside a head's own, with kv-latent; 0: half a head's"
     )
     ffn: int | None = Field(None, ge=1, description="inner width of the MLP, or of each expert (4 x hidden)")
     activation: Literal["gelu", "gelu-tanh", "relu", "swiglu", "geglu", "swiglu-clamped"] = Field(
@@ -101,6 +109,23 @@ class ModelConfig(BaseModel):
         json_schema_extra={"off": "untied"},
     )
     attention: Literal["flash", "unfused"] = Field("flash", description="attention kernel")
+    window: int = Field(
+        0, ge=0, description="tokens that attention looks back, the query's own the last; 0: all"
+    )
+    window_layers: Literal["all", "alternate"] = Field(
+        "all", description="which layers have the window: all, or the first, the third, ..."
+    )
+    attention_scale: float | None = Field(
+        None,
+        gt=0,
+        description="what a query's product with a key is multiplied by (1 / sqrt of their elements)",
+    )
+    attention_cap: float = Field(
+        0.0, ge=0, description="a soft cap of the scores: cap x tanh(score / cap); 0: none"
+    )
+    sinks: bool = Field(
+        False, description="a learned number of each head joins the softmax's denominator, with no value"
+    )
     norm: Literal["layernorm", "rmsnorm", "scalenorm"] = Field(
         "layernorm", description="layer norm, without a mean, with one weight"
     )
@@ -189,105 +214,122 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
-        if self.hidden % self.heads:
-            divisors = [d for d in range(1, self.hidden + 1) if self.hidden % d == 0]
-            best = min(divisors, key=lambda d: abs(d - self.heads))
-            raise ValueError(f"heads|{self.heads}|hidden = {self.hidden} must be a multiple of heads|{best}")
-        if self.heads % self.key_heads:
-            divisors = [d for d in range(1, self.heads + 1) if self.heads % d == 0]
-            best = min(divisors, key=lambda d: abs(d - self.key_heads))
-            raise ValueError(
-                f"kv_heads|{self.key_heads}|heads = {self.heads} must be a multiple of kv-heads|{best}"
-            )
+        h, a, k = self.hidden, self.heads, self.key_heads
+        if self.head_size is None and h % a:
+            rule = f"hidden = {h} must be a multiple of heads, or give head-size"
+            raise InputError("heads", a, rule, [d for d in range(1, h + 1) if h % d == 0])
+        if a % k:
+            rule = f"heads = {a} must be a multiple of kv-heads"
+            raise InputError("kv_heads", k, rule, [d for d in range(1, a + 1) if a % d == 0])
         if self.position == "rope" and not self.kv_latent and self.head_dim % 2:
-            raise ValueError(
-                f"position|rope|turns pairs, and the head size hidden / heads = {self.head_dim} is "
-                f"odd|learned"
-            )
+            said = "" if self.head_size else "hidden / heads = "
+            rule = f"turns pairs, and the head size {said}{self.head_dim} is odd"
+            raise InputError("position", "rope", rule, ["learned"])
         self._latents_fit()
+        self._window_fits()
         self._rope_fits()
-        if self.position == "relative" and self.relative_distance <= self.relative_buckets // (
-            4 if self.both_ways else 2
-        ):
-            rule = "must be larger than the distances that have a bucket each"
-            raise ValueError(f"relative_distance|{self.relative_distance}|{rule}|{self.relative_buckets}")
-        if self.prefix and self.objective == "masked":
-            raise ValueError(f"prefix|{self.prefix}|all tokens of a masked model see each other|0")
-        if self.patches and self.objective == "masked":
-            raise ValueError(
-                f"patches|{self.patches}|a caption is predicted token by token, by a causal model|0"
-            )
-        if self.patches >= self.seq:
-            raise ValueError(
-                f"patches|{self.patches}|must leave room for text: fewer than seq = {self.seq}|{self.seq - 1}"
-            )
-        if self.prefix >= self.seq:
-            raise ValueError(f"prefix|{self.prefix}|must be shorter than seq = {self.seq}|{self.seq - 1}")
+        near = self.relative_buckets // (4 if self.both_ways else 2)  # distances that have a bucket each
+        if self.position == "relative" and self.relative_distance <= near:
+            rule = f"must be larger than the {near} distances that have a bucket each"
+            raise InputError("relative_distance", self.relative_distance, rule, [near + 1])
+        self._text_fits()
         self._experts_fit()
         return self
+
+    def _window_fits(self) -> None:
+        """A window is of a causal model, and looks back from each token alone."""
+        if self.window_layers != "all" and not self.window:
+            raise InputError("window_layers", self.window_layers, "needs --window", ["all"])
+        if self.window and not self.causal:
+            raise InputError("window", self.window, "a masked model looks ahead as well as back", [0])
+        if self.window and self.prefix:
+            rule = "tokens of a prefix all see each other, however far apart"
+            raise InputError("window", self.window, rule, [0])
+
+    def _text_fits(self) -> None:
+        if self.objective == "masked":
+            for field, rule in (
+                ("prefix", "all tokens of a masked model see each other"),
+                ("patches", "a caption is predicted token by token, by a causal model"),
+            ):
+                if getattr(self, field):
+                    raise InputError(field, getattr(self, field), rule, [0])
+        if self.patches >= self.seq:
+            rule = f"must leave room for text: fewer than seq = {self.seq}"
+            raise InputError("patches", self.patches, rule, [self.seq - 1])
+        if self.prefix >= self.seq:
+            raise InputError("prefix", self.prefix, f"must be shorter than seq = {self.seq}", [self.seq - 1])
 
     def _experts_fit(self) -> None:
         if not self.experts:
             for field, info in type(self).model_fields.items():
                 value = getattr(self, field)
                 if field.startswith(("router", "expert_", "dense_")) and value != info.default:
-                    raise ValueError(f"{field}|{value}|needs --experts|{info.default}")
+                    raise InputError(field, value, "needs --experts", [info.default])
             return
         if self.top_k > self.experts:
-            raise ValueError(f"top_k|{self.top_k}|there are {self.experts} experts|{self.experts}")
+            raise InputError("top_k", self.top_k, f"there are {self.experts} experts", [self.experts])
         if self.dense_layers >= self.layers:
             rule = f"must leave one of {self.layers} layers to the experts"
-            raise ValueError(f"dense_layers|{self.dense_layers}|{rule}|{self.layers - 1}")
+            raise InputError("dense_layers", self.dense_layers, rule, [self.layers - 1])
         groups, chosen = self.router_groups, self.router_top_groups
         each = self.experts // groups
         if self.experts % groups or (groups > 1 and self.router == "sigmoid" and each < 2):
             least = 2 if self.router == "sigmoid" else 1  # a group's score is the sum of its two largest
             fits = [1, *(g for g in range(2, self.experts // least + 1) if self.experts % g == 0)]
             rule = f"must divide experts = {self.experts}" + (", two or more each" if least == 2 else "")
-            raise ValueError(f"router_groups|{groups}|{rule}|{min(fits, key=lambda g: abs(g - groups))}")
+            raise InputError("router_groups", groups, rule, fits)
         if chosen > groups:
-            raise ValueError(f"router_top_groups|{chosen}|there are {groups} router-groups|{groups}")
+            raise InputError("router_top_groups", chosen, f"there are {groups} router-groups", [groups])
         if self.top_k > chosen * each:
             rule = f"{chosen} groups have {chosen * each} experts"
-            raise ValueError(f"top_k|{self.top_k}|{rule}|{chosen * each}")
+            raise InputError("top_k", self.top_k, rule, [chosen * each])
 
     def _rope_fits(self) -> None:
         if self.rope_scaling != "none" and self.position != "rope":
-            raise ValueError(f"rope_scaling|{self.rope_scaling}|needs --position rope|none")
+            raise InputError("rope_scaling", self.rope_scaling, "needs --position rope", ["none"])
         for scaling, fields in ROPE_FIELDS.items():
             for field in fields if self.rope_scaling != scaling else ():
                 value, plain = getattr(self, field), type(self).model_fields[field].default
                 if value != plain:
-                    raise ValueError(f"{field}|{value}|needs --rope-scaling {scaling}|{plain}")
-        if self.rope_scaling == "llama3" and self.rope_high_factor <= self.rope_low_factor:
-            rule = f"must be larger than rope-low-factor = {self.rope_low_factor:g}"
-            raise ValueError(
-                f"rope_high_factor|{self.rope_high_factor:g}|{rule}|{4 * self.rope_low_factor:g}"
-            )
-        if self.rope_scaling == "yarn" and self.rope_beta_fast <= self.rope_beta_slow:
-            rule = f"must be larger than rope-beta-slow = {self.rope_beta_slow:g}"
-            raise ValueError(f"rope_beta_fast|{self.rope_beta_fast:g}|{rule}|{32 * self.rope_beta_slow:g}")
+                    raise InputError(
+                        field,
+                        value,
+                        f"needs --rope-scaling {scaling}",
+                        [plain] if plain is not None else None,
+                    )
+        low, slow = self.rope_low_factor, self.rope_beta_slow
+        if self.rope_scaling == "llama3" and self.rope_high_factor <= low:
+            rule = f"must be larger than rope-low-factor = {low:g}"
+            raise InputError("rope_high_factor", self.rope_high_factor, rule, [4 * low])
+        if self.rope_scaling == "yarn" and self.rope_beta_fast <= slow:
+            rule = f"must be larger than rope-beta-slow = {slow:g}"
+            raise InputError("rope_beta_fast", self.rope_beta_fast, rule, [32 * slow])
 
     def _latents_fit(self) -> None:
         if not self.kv_latent:
-            for field in ("q_latent", "rope_dim"):
-                if getattr(self, field):
-                    raise ValueError(
-                        f"{field}|{getattr(self, field)}|needs "
-                        f"--kv-latent|{0 if field == 'q_latent' else None}"
-                    )
+            if self.q_latent:
+                raise InputError("q_latent", self.q_latent, "needs --kv-latent", [0])
+            if self.rope_dim:
+                raise InputError("rope_dim", self.rope_dim, "needs --kv-latent", [0])
             return
         if self.key_heads != self.heads:
-            raise ValueError(
-                f"kv_heads|{self.key_heads}|with kv-latent every head has keys of its own|{self.heads}"
-            )
+            rule = "with kv-latent every head has keys of its own"
+            raise InputError("kv_heads", self.key_heads, rule, [self.heads])
         if self.qkv_bias is not None:
-            rule = "with kv-latent the matrices of keys and values have biases as bias says"
-            raise ValueError(f"qkv_bias|{self.qkv_bias}|{rule}|None")
+            rule = "with kv-latent the matrices of keys and values have biases as bias says: leave it out"
+            raise InputError("qkv_bias", self.qkv_bias, rule)
+        for field in ("attention_cap", "sinks") if self.bias else ():
+            if getattr(self, field):
+                rule = (
+                    "with kv-latent needs --no-bias: a cached latent has lost its key's bias, and it counts"
+                )
+                raise InputError(field, getattr(self, field), rule, [type(self).model_fields[field].default])
         if self.qk_norm:
-            raise ValueError("qk_norm|True|with kv-latent it is the latents that have norms|False")
+            rule = "with kv-latent it is the latents that have norms"
+            raise InputError("qk_norm", True, rule, [False])
         if self.rotary % 2:
-            raise ValueError(f"rope_dim|{self.rotary}|turns pairs|{self.rotary + 1}")
+            raise InputError("rope_dim", self.rotary, "turns pairs", [self.rotary - 1, self.rotary + 1])
 
     @property
     def columns(self) -> int:
@@ -302,6 +344,23 @@ class ModelConfig(BaseModel):
         if not self.kv_latent or self.position != "rope":
             return 0
         return self.rope_dim or max(2, self.head_dim // 4 * 2)
+
+    def window_of(self, layer: int) -> int:
+        """How far back a layer's attention looks.
+
+        Args:
+            layer: counted from 0.
+
+        Returns:
+            Keys that a query sees, of which its own is the last; 0: all.
+        """
+        return self.window if self.window_layers == "all" or layer % 2 == 0 else 0
+
+    @property
+    def windows(self) -> dict[int, int]:
+        """The windows of all layers: size (0: none) -> how many layers have it."""
+        each = [self.window_of(layer) for layer in range(self.layers)]
+        return {window: each.count(window) for window in dict.fromkeys(each)}
 
     @property
     def score_dim(self) -> int:
@@ -332,15 +391,20 @@ class ModelConfig(BaseModel):
     @property
     def head_products(self) -> int:
         """How many weights the matrices of attention have that are cut over heads."""
-        h, a, d = self.hidden, self.heads, self.head_dim
+        h, a, q = self.hidden, self.heads, self.query_width
         if not self.kv_latent:
-            return (h + 2 * self.key_width) * h + h * h
-        return a * 2 * d * self.kv_latent + a * self.score_dim * (self.q_latent or h) + h * h
+            return (q + 2 * self.key_width) * h + h * q
+        return 2 * q * self.kv_latent + a * self.score_dim * (self.q_latent or h) + h * q
 
     @property
     def head_dim(self) -> int:
-        """d = h / a."""
-        return self.hidden // self.heads
+        """d: h / a unless it is given."""
+        return self.head_size or self.hidden // self.heads
+
+    @property
+    def query_width(self) -> int:
+        """Columns of Q, and of attention's output before its last matrix: heads x head size."""
+        return self.heads * self.head_dim
 
     @property
     def width(self) -> int:
@@ -451,14 +515,16 @@ class ModelConfig(BaseModel):
         positions.
         """
         h, f, k, u, one = self.hidden, self.width, self.key_width, self.gates, int(self.bias)
-        attention = self.head_products + self.down * (h + one) + one * h + self.biased_qkv * (h + 2 * k)
+        attention = self.head_products + self.down * (h + one) + one * h
+        attention += self.biased_qkv * (self.query_width + 2 * k)
         if self.kv_latent:
             attention += self.norm_size(self.kv_latent) + (
                 self.norm_size(self.q_latent) if self.q_latent else 0
             )
-            attention += one * (self.heads * (2 * self.head_dim + self.score_dim) - (h + 2 * k))
+            attention += one * (self.heads * (self.head_dim + self.score_dim) - 2 * k)
         attention += self.relative_buckets * self.heads if self.position == "relative" else 0
         attention += 2 * self.norm_size(self.head_dim) if self.qk_norm else 0
+        attention += self.heads if self.sinks else 0
 
         def mlp(f: int) -> int:
             return u * f * (h + one) + h * (f + one)

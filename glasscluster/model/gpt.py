@@ -19,6 +19,7 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.kernels.flash.parts import by_document
 from glasscluster.model.kernels.precision import accumulation_dtype
 from glasscluster.model.kernels.rope import rope
+from glasscluster.model.kernels.scores import Scores
 from glasscluster.model.layers import latent, mlp, moe, norms
 from glasscluster.model.layers.attention import ATTENTION
 from glasscluster.model.layers.dropout import Draw, dropout
@@ -118,10 +119,10 @@ class Block(Module):
 
     def __init__(self, index: int, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
         super().__init__(f"layers.{index}.", config, parallel, seed, like)
-        h, kv, std = config.hidden, config.key_width, config.init_std
+        h, q, kv, std = config.hidden, config.query_width, config.key_width, config.init_std
         self.index = index
         norms.declare(self, "norm1", h)
-        columns = {"qkv": (h, kv, kv)} if config.qkv == "fused" else {"q": (h,), "k": (kv,), "v": (kv,)}
+        columns = {"qkv": (q, kv, kv)} if config.qkv == "fused" else {"q": (q,), "k": (kv,), "v": (kv,)}
         for name, blocks in columns.items() if not config.kv_latent else ():
             self.weight(f"{name}_weight", sum(blocks), h, std=std, shard=Shard(0, blocks))  # column parallel
             self.bias(f"{name}_bias", sum(blocks), shard=Shard(0, blocks), wanted=config.biased_qkv)
@@ -130,7 +131,9 @@ class Block(Module):
         for name in ("q_norm", "k_norm") if config.qk_norm else ():
             norms.declare(self, name, config.head_dim, partial=True)
         self.declare_bias()
-        self.weight("out_weight", h, h, std=self.out_std, shard=Shard(1))  # row parallel
+        if config.sinks:
+            self.weight("sink", config.heads, std=std, shard=Shard(0))
+        self.weight("out_weight", h, q, std=self.out_std, shard=Shard(1))  # row parallel
         self.bias("out_bias", h)
         norms.declare(self, "norm2", h)
         for name in ("after1", "after2") if config.norm_position == "sandwich" else ():
@@ -198,16 +201,21 @@ class Block(Module):
             attention = partial(attention, drop=drop)
 
         def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            how, sink, bias = self.scoring, self.get("sink"), self.score_bias(q.shape[2] * context.size)
             if draw is not None and draw.documents is not None:
                 assert context.size == 1, "a document lies whole on one rank"
                 assert config.causal, "documents are triangles of a causal mask"
-                return by_document(attention, q, k, v, draw.documents, self.score_bias(q.shape[2]))
-            return context.attend(
-                attention, q, k, v, config.causal, config.prefix, self.score_bias(q.shape[2] * context.size)
-            )
+                return by_document(partial(attention, how=how, sink=sink), q, k, v, draw.documents, bias)
+            return context.attend(attention, q, k, v, config.causal, config.prefix, bias, how, sink)
 
         out = self.keep.core(core, q, k, v)
         return (out[..., : config.head_dim] if config.rotary else out).transpose(1, 2).flatten(2)
+
+    @property
+    def scoring(self) -> Scores:
+        """How products of queries and keys become scores in this layer."""
+        config = self.config
+        return Scores(config.attention_scale, config.window_of(self.index), config.attention_cap)
 
     def declare_bias(self) -> None:
         """Declare what is added to scores by distance, for this rank's heads.
@@ -279,7 +287,7 @@ class Block(Module):
         if config.qkv == "fused":
             qkv = parallel.column(x_BSH, self.qkv_weight, self.get("qkv_bias"))
             return qkv.split(
-                [n // parallel.size for n in (config.hidden, config.key_width, config.key_width)], -1
+                [n // parallel.size for n in (config.query_width, config.key_width, config.key_width)], -1
             )
         y = parallel.f(x_BSH)
         return [parallel.linear(y, getattr(self, f"{n}_weight"), self.get(f"{n}_bias")) for n in "qkv"]

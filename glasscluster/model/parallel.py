@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glasscluster.model.kernels.precision import accumulation_dtype
+from glasscluster.model.kernels.scores import PLAIN, Scores
 
 IGNORE = -100  # a target that carries no loss
 
@@ -93,13 +94,15 @@ class WholeSequence:
         causal: bool = True,
         prefix: int = 0,
         bias: Tensor | None = None,
+        how: Scores = PLAIN,
+        sink: Tensor | None = None,
     ) -> Tensor:
         """Attention of local tokens to all tokens that they may see.
 
         q [b, a, s local, d], k and v [b, a_kv, s local, d], bias [a, 2s - 1]: what is added to scores, by
-        distance. Returns a tensor like q.
+        distance; how, sink [a]: see kernels/scores.py. Returns a tensor like q.
         """
-        return attention(q, k, v, causal=causal, prefix=prefix, bias=bias)
+        return attention(q, k, v, causal=causal, prefix=prefix, bias=bias, how=how, sink=sink)
 
 
 class WholeExperts:

@@ -26,7 +26,7 @@ from typing import Any
 
 from glasscluster.base.errors import GlassError, InputError
 from glasscluster.base.rows import NO_CHECKS, NOT_COUNTED, Match, Row, Status, judged, status, tally
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.scenarios.jobs.folders import rewriting, write_ledger, write_run_json
 from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.sources import check_data
@@ -174,7 +174,7 @@ class Lab:
         layout.check(shape)
         check_data(data, shape.seq, shape.vocab)
         title = said(title)
-        self.say(f"{title.en}: {layout.gpus} {self.backend} ranks")
+        self.say(f"{title.en}: {counted(layout.gpus, self.backend + ' rank')}")
         job = Job(layout, shape, steps, data, self.seed, **({"loss_scale": loss_scale} if loss_scale else {}))
         trained = train(self.cluster(layout.gpus), job, checked=checked, say=self.say)
         if self.leader:
@@ -213,7 +213,7 @@ class Lab:
             GlassError: the named error of the first rank that failed.
         """
         title = said(title)
-        self.say(f"{title.en}: {gpus} {self.backend} ranks")
+        self.say(f"{title.en}: {counted(gpus, self.backend + ' rank')}")
         run = self.cluster(gpus).run(program, *args, info=info)
         if clock is not None:
             run.hardware = clock

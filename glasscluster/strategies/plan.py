@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import ConfigDict, model_validator
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.requests import build
+from glasscluster.base.requests import build, taken
+from glasscluster.base.valid_choice import advised
 from glasscluster.model.config import PRESETS, ModelConfig
 from glasscluster.strategies.context.options import ContextOptions
 from glasscluster.strategies.data.options import DataOptions, ExchangeOptions
@@ -68,7 +69,7 @@ class Plan(
         >>> plan.check(make_model("tiny"))
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Plan")
+    model_config = ConfigDict(title="Plan")
 
     @model_validator(mode="before")
     @classmethod
@@ -150,6 +151,16 @@ class Plan(
             ...
             glasscluster.base.errors.InputError: ...
         """
+
+        def judge(given: dict[str, Any]) -> None:
+            plan = build(Plan, taken(Plan, given)) if given is not own else self
+            shape = build(ModelConfig, taken(ModelConfig, given)) if given is not own else model
+            plan._check(shape, runs)
+
+        own = {**model.model_dump(), **self.model_dump()}
+        advised(judge, own)
+
+    def _check(self, model: ModelConfig, runs: bool) -> None:
         if runs:
             self.runs()
         if self.exchange != "all-reduce":

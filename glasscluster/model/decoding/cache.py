@@ -35,6 +35,7 @@ from torch import Tensor
 
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.kernels.cached_attention import NO_WINDOW
+from glasscluster.model.kernels.scores import Scores
 from glasscluster.model.parallel import KeepAll
 
 
@@ -132,22 +133,12 @@ class Cache:
         if not any(lengths) and self.window >= q.shape[2]:
             out = attention(q, k, v)  # no past: a square, and padding behind a sequence is seen by nobody
         else:
-            rest = (
-                table,
-                lengths,
-                counts,
-                self.window,
-                q.shape[3] ** -0.5,
-                by_distance(block, self.capacity),
-            )
+            past = table, lengths, counts
             if self.latents is None:
-                out = torch.ops.glasscluster.cached_attention(q, k, v, *pools, *rest, 0)
+                out = cached(block, q, (k, v), pools, past, self.window, self.capacity)
             else:
-                absorbed, shared = absorb(block, q), self.config.kv_latent
-                seen = torch.ops.glasscluster.cached_attention(
-                    absorbed, *new, *new, *pools, *pools, *rest, shared
-                )
-                out = unfold(block, seen)
+                both = new * 2, pools * 2, past, self.window, self.capacity
+                out = unfold(block, cached(block, q, *both, shared=self.config.kv_latent))
         for pool, rows_ in zip(pools, new, strict=True):
             torch.ops.glasscluster.cache_write(pool, rows_, table, lengths, counts)
         return out
@@ -281,8 +272,33 @@ class Within(KeepAll):
         """Attention of all tokens, each to the last `window` of them."""
         b, s = q.shape[0], q.shape[2]
         none = k.new_empty(0, *k.shape[1:])
-        rest = ([0] * b, [s] * b, self.window, q.shape[3] ** -0.5, by_distance(self.block, s))
-        return torch.ops.glasscluster.cached_attention(q, k, v, none, none, [], *rest, 0)
+        return cached(self.block, q, (k, v), (none, none), ([], [0] * b, [s] * b), self.window, s)
+
+
+def cached(
+    block: Any,
+    q: Tensor,
+    new: Sequence[Tensor],
+    pools: Sequence[Tensor],
+    past: tuple[list[int], list[int], list[int]],
+    window: int,
+    tokens: int,
+    shared: int = 0,
+) -> Tensor:
+    """A block's new queries [b, a, S, d] to what is cached and to the new keys and values.
+
+    Args:
+        past: the cache's table, how many tokens of each sequence it holds, and how many are new.
+        window: tokens that the cache keeps; the layer's own window may show fewer.
+        tokens: most that a sequence can have.
+        shared: with latents, how many columns are the values (kernels/cached_attention.py).
+    """
+    how: Scores = block.scoring
+    scale, bias = how.scale_of(q.shape[3]), by_distance(block, tokens)
+    window = min(window, how.window or NO_WINDOW)
+    seen = absorb(block, q) if shared else q
+    scored = window, scale, bias, shared, how.cap, block.get("sink")
+    return torch.ops.glasscluster.cached_attention(seen, *new, *pools, *past, *scored)
 
 
 def absorb(block: Any, q: Tensor) -> Tensor:

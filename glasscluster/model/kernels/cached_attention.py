@@ -11,7 +11,7 @@ sequence's table says which blocks are its own. Every layout of a cache is a tab
     per sequence and tile of new queries        new tokens have positions start, start + 1, ...
       K = keys of the past | keys of the new      queries see positions p with  query - W < p <= query
                                                   (without a window W has no limit)
-      P = softmax(Q K^T scale, hidden where not seen);  O = P V
+      P = softmax(Q K^T scale, hidden where not seen);  O = P V     (cap and sink: scores.py)
 
 The past is read before the new keys are written: in a ring they take the places of the oldest, which the
 first of several new queries still sees. Registered as two library operators, so a recorder sees one kernel
@@ -32,6 +32,7 @@ from torch.library import Library
 from glasscluster.base import operator_costs
 from glasscluster.model.kernels.flash.tiles import TILE, Meter, no_meter, tiles
 from glasscluster.model.kernels.precision import accumulation_dtype
+from glasscluster.model.kernels.scores import soft_cap
 
 NO_WINDOW = 1 << 62
 
@@ -82,11 +83,14 @@ def attend(
     bias: Tensor | None = None,
     shared: int = 0,
     meter: Meter = no_meter,
+    cap: float = 0.0,
+    sink: Tensor | None = None,
 ) -> Tensor:
     """Output [b, a, S, d of v]: rows beyond counts[b] are padding and come out as zeros.
 
     bias [a, n]: what is added to scores, by how far the key is behind its query. shared: the values are the
     first so many columns of the keys, read once (latent attention); v and its pool are not looked at.
+    cap, sink [a]: see scores.py.
     """
     heads, of = k.shape[1], accumulation_dtype(q.dtype)
     slots = len(table) // len(q) * k_pool.shape[2]
@@ -105,6 +109,8 @@ def attend(
             for read in (q_t, keys, *rest):
                 meter("read", read.numel() * read.element_size())
             scores = (q_t.to(of) * scale).reshape(heads, -1, q.shape[3]) @ keys.to(of).transpose(-1, -2)
+            if cap:
+                soft_cap(scores, cap)
             if bias is not None:
                 of_queries = torch.arange(start + r0, last, device=q.device)
                 far = of_queries[:, None] - torch.arange(first, last, device=q.device)
@@ -114,10 +120,21 @@ def attend(
                 seen = visible((start + r0, last), (first, last), window, q.device)
                 by_head = scores.view(heads, -1, *seen.shape)
                 scores = by_head.masked_fill(~seen, float("-inf")).view(scores.shape)
-            tile = (scores.softmax(-1) @ values.to(of)).view(q.shape[1], r1 - r0, -1)
+            if sink is not None:
+                scores = torch.cat([scores, _beside(scores, sink)], -1)
+                meter("read", sink.numel() * sink.element_size())
+            p = scores.softmax(-1)[..., : last - first]
+            tile = (p @ values.to(of)).view(q.shape[1], r1 - r0, -1)
             out[b, :, r0:r1] = tile.to(q.dtype)
             meter("write", tile.numel() * q.element_size())
     return out
+
+
+def _beside(scores: Tensor, sink: Tensor) -> Tensor:
+    """Each head's sink [a], as one more key's scores [heads of keys, rows of a group, 1]."""
+    heads, rows = scores.shape[:2]
+    each = sink.to(scores.dtype).view(heads, -1, 1)
+    return each.expand(heads, each.shape[1], rows // each.shape[1]).reshape(heads, rows, 1)
 
 
 def write(
@@ -146,17 +163,23 @@ def write(
 _library = Library("glasscluster", "FRAGMENT")
 _library.define(
     "cached_attention(Tensor q, Tensor k, Tensor v, Tensor k_pool, Tensor v_pool, int[] table, int[] starts, "
-    "int[] counts, int window, float scale, Tensor? bias, int shared) -> Tensor"
+    "int[] counts, int window, float scale, Tensor? bias, int shared, float cap=0., Tensor? sink=None) "
+    "-> Tensor"
 )
 _library.define("cache_write(Tensor(a!) pool, Tensor new, int[] table, int[] starts, int[] counts) -> ()")
 
 
+def _attend(*args) -> Tensor:
+    """The arguments of the operator, of which the last may be missing."""
+    return attend(*args[:12], **dict(zip(("cap", "sink"), args[12:], strict=False)))
+
+
 def _meta_attention(q: Tensor, k: Tensor, v: Tensor, *rest) -> Tensor:
-    return q.new_empty(*q.shape[:3], rest[-1] or v.shape[3])
+    return q.new_empty(*q.shape[:3], rest[8] or v.shape[3])
 
 
 for _device in ("CPU", "CUDA"):
-    _library.impl("cached_attention", lambda *args: attend(*args), _device)
+    _library.impl("cached_attention", _attend, _device)
     _library.impl("cache_write", lambda *args: write(*args), _device)
 _library.impl("cached_attention", _meta_attention, "Meta")
 _library.impl("cache_write", lambda *args: None, "Meta")
@@ -182,7 +205,10 @@ def _attention_bytes(args, out) -> int:
     of_queries = q.shape[1] * sum(counts) * (q.shape[3] + (shared or v.shape[3]))
     of_keys = k.shape[1] * keys * (k.shape[3] + (0 if shared else v.shape[3]))
     of_bias = 0 if bias is None else q.shape[1] * keys * bias.element_size()
-    return q.element_size() * (of_queries + of_keys) + of_bias
+    sink = args[13] if len(args) > 13 else None
+    runs = sum(len(tiles(n, TILE)) for n in counts)
+    of_sink = 0 if sink is None else runs * sink.numel() * sink.element_size()
+    return q.element_size() * (of_queries + of_keys) + of_bias + of_sink
 
 
 def _write_bytes(args, out) -> int:

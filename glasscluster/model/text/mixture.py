@@ -94,6 +94,11 @@ class Source:
                 f"{name} has no document of two tokens, so no token has one behind it to predict"
             )
 
+    @property
+    def largest(self) -> int:
+        """The largest of its tokens."""
+        return max((int(text.max()) for text in self.texts if len(text)), default=0)
+
     def row(self, number: int) -> Row:
         """A row by number."""
         if self.packed is None:
@@ -125,11 +130,15 @@ class Rows:
         ]
 
     def tokenised(self, texts: Sequence[bytes]) -> list[np.ndarray]:
-        """Each document's tokens [n], with the end of text if the tokenizer has one."""
+        """Each document's tokens [n], with what the tokenizer puts around a text, and the end of text if it
+        has one.
+        """
         if self.tokenizer is None:
             return [np.frombuffer(text, dtype=np.uint8).astype(np.int64) for text in texts]
         end = [self.tokenizer.specials[END_OF_TEXT]] if END_OF_TEXT in self.tokenizer.specials else []
-        return [np.array(self.tokenizer.encode(text) + end, dtype=np.int64) for text in texts]
+        if end == [*self.tokenizer.rules.after][-1:]:
+            end = []
+        return [np.array(self.tokenizer.encode(text, whole=True) + end, dtype=np.int64) for text in texts]
 
     def sampler(self, seed: int) -> Sampler:
         """The order of the rows of all sources."""

@@ -23,26 +23,41 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator
 from functools import cache
 
 SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode's White_Space, as ranges
 ESCAPE = "surrogateescape"
 
 
+CATEGORIES = re.findall("..", "LuLlLtLmLoMnMcMeNdNlNoPcPdPsPePiPfPoSmScSkSoZsZlZpCcCfCsCoCn")
+
+
 @cache
-def category_ranges(major: str) -> str:
-    """All characters of a major category ("L" letters, "N" numbers) as the inside of a regular expression's
-    [...].
+def category_ranges(name: str, outside: bool = False) -> str:
+    """All characters of a category ("L" letters, "Lu" large ones, "N" numbers) as the inside of a regular
+    expression's [...]; outside: all that are not of it.
     """
-    spans = (span.span() for span in re.finditer(f"{major}+", _majors()))
+    letters = "".join(chr(ord("a") + i) for i, each in enumerate(CATEGORIES) if each.startswith(name))
+    return _ranges(f"[{'^' if outside else ''}{letters}]+", _categories())
+
+
+@cache
+def ranges_outside(inside: str) -> str:
+    """The characters that [inside] does not match, as the inside of [...]."""
+    return _ranges(f"[^{inside}]+", "".join(map(chr, range(sys.maxunicode + 1))))
+
+
+def _ranges(pattern: str, text: str) -> str:
+    """Where a pattern matches a text of one letter for each character that there is."""
+    spans = (span.span() for span in re.finditer(pattern, text))
     return "".join(f"\\U{first:08x}-\\U{after - 1:08x}" for first, after in spans)
 
 
 @cache
-def _majors() -> str:
-    """Each character's major category, as one letter."""
-    return "".join([unicodedata.category(chr(code))[0] for code in range(sys.maxunicode + 1)])
+def _categories() -> str:
+    """Each character's category, as one letter: a for the first of CATEGORIES."""
+    letters = {name: chr(ord("a") + i) for i, name in enumerate(CATEGORIES)}
+    return "".join([letters[unicodedata.category(chr(code))] for code in range(sys.maxunicode + 1)])
 
 
 @cache
@@ -63,11 +78,6 @@ def pre_tokens(text: bytes) -> list[str]:
 def as_bytes(piece: str) -> bytes:
     """The bytes of a piece."""
     return piece.encode("utf-8", ESCAPE)
-
-
-def pieces(text: bytes) -> Iterator[bytes]:
-    """The pieces of a text in order, as bytes."""
-    return map(as_bytes, pre_tokens(text))
 
 
 # ---- bytes as letters --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
-from glasscluster.base.errors import InputError
+from glasscluster.base.errors import InputError, alike
 from glasscluster.base.files import read_bytes
 from glasscluster.model.text.tokenizer import END_OF_TEXT
 
@@ -35,7 +35,7 @@ def documents(source: str, field: str = "data") -> list[bytes]:
     if path.is_dir():
         texts = [read_bytes(field, p) for p in sorted(path.rglob("*")) if p.is_file()]
     elif not path.exists() and source not in BUILT_IN:
-        raise InputError(field, source, "is no file, no folder and no built-in text", BUILT_IN)
+        raise InputError(field, source, "is no file, no folder and no built-in text", alike(source, BUILT_IN))
     elif path.exists():
         texts = read_bytes(field, path).split(END_OF_TEXT.encode())
     elif source == "python":

@@ -8,18 +8,17 @@ allow, the leftmost if it stands at several places, until none is allowed (1508.
     n e w er  ─►  ne w er  ─►  new er      a heap of (rank, place) and a list of neighbours:
                                            O(n log n) for a piece of n bytes
 
-Most pieces have been seen before, so their tokens are kept. Special tokens (an end of text) stand outside all
-this: no merge makes one, and a text that spells one gets it only if the caller allows it (as in OpenAI's
-tiktoken): text of users must not end the document.
+Most pieces have been seen before, so their tokens are kept. Added tokens (added_tokens.py) stand outside all
+this: no merge makes one. A text that spells a special one (an end of text) gets it only if the caller allows
+it (as in OpenAI's tiktoken): text of users must not end the document.
 
-Files are Hugging Face's tokenizer.json, so `tokenizers.Tokenizer.from_file` reads them, and GPT-2's own can
-be read here.
+Files are Hugging Face's tokenizer.json, so `tokenizers.Tokenizer.from_file` reads them, and those of GPT-2,
+BART, Phi-2, Llama 3 or Qwen2 can be read here (tokenizer_file.py says what they may ask for).
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
@@ -27,9 +26,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.files import read_json, write_text
-from glasscluster.model.text.bpe import Pair, count_pieces, learn
-from glasscluster.model.text.pre_tokens import pieces, spelled, unspelled
+from glasscluster.base.files import write_text
+from glasscluster.model.text.added_tokens import AddedToken, AddedTokens
+from glasscluster.model.text.bpe import Learned, Pair, count_pieces, learn
+from glasscluster.model.text.pre_tokens import ESCAPE, as_bytes, spelled
+from glasscluster.model.text.tokenizer_file import is_utf_8, read_tokenizer
+from glasscluster.model.text.tokenizer_rules import BYTE_LEVEL, Rules
 
 END_OF_TEXT = "<|endoftext|>"
 KEPT = 1 << 16  # pieces whose tokens are remembered
@@ -46,28 +48,28 @@ class Merge(NamedTuple):
 
 
 class Tokenizer:
-    """Tokens by number, merges in order of rank, and special tokens.
+    """Tokens by number, merges in order of rank, and added tokens.
 
     tokens: the bytes of each ordinary token, all 256 single bytes among them. merges: pairs of tokens, by
-    rank. specials: spelling -> number. Raises ValueError for tokens or merges that cannot be.
+    rank. added: special tokens as spelling -> number, or tokens of any kind. rules: how texts are cut, and
+    what stands around them. Raises ValueError for tokens or merges that cannot be.
     """
 
     def __init__(
         self,
         tokens: Mapping[int, bytes] | Sequence[bytes],
         merges: Iterable[Pair],
-        specials: Mapping[str, int] | None = None,
+        added: Mapping[str, int] | Sequence[AddedToken] = (),
+        rules: Rules | None = None,
     ) -> None:
         self.tokens = dict(tokens) if isinstance(tokens, Mapping) else dict(enumerate(tokens))
-        self.merges, self.specials = list(merges), dict(specials or {})
+        self.merges, self.rules = list(merges), rules or Rules()
+        if isinstance(added, Mapping):
+            added = [AddedToken(content, number) for content, number in added.items()]
+        self.added = {token.number: token for token in added}
+        self.specials = {token.content: token.number for token in added if token.special}
         self.numbers = {token: number for number, token in self.tokens.items()}
-        if missing := [b for b in range(256) if bytes([b]) not in self.numbers]:
-            raise ValueError(f"a byte-level tokenizer has all 256 bytes as tokens; missing: {missing[:8]}")
-        if taken := self.tokens.keys() & self.specials.values():
-            raise ValueError(f"special tokens have numbers of their own; {sorted(taken)} are ordinary tokens")
-        words = {spelled(token) for token in self.numbers} if self.specials else set()
-        if alike := sorted(words & self.specials.keys()):
-            raise ValueError(f"special tokens that are spelled as an ordinary one is: {alike[:8]}")
+        self._check(added)
         try:
             made = [self.numbers[self.tokens[a] + self.tokens[b]] for a, b in self.merges]
         except KeyError as problem:
@@ -75,9 +77,22 @@ class Tokenizer:
         self.ranks = {
             pair: (rank, token) for rank, (pair, token) in enumerate(zip(self.merges, made, strict=True))
         }
-        self.size = max([*self.tokens, *self.specials.values()]) + 1  # rows that a model's embedding needs
-        self._spellings = {number: text.encode() for text, number in self.specials.items()}
+        self.size = max([*self.tokens, *self.added]) + 1  # rows that a model's embedding needs
+        self._find = AddedTokens(list(added), self.rules.form)
         self._known: dict[bytes, tuple[int, ...]] = {}
+
+    def _check(self, added: Sequence[AddedToken]) -> None:
+        if missing := [b for b in range(256) if bytes([b]) not in self.numbers]:
+            raise ValueError(f"a byte-level tokenizer has all 256 bytes as tokens; missing: {missing[:8]}")
+        check_specials([token.content for token in added])
+        if len(self.added) < len(added):
+            raise ValueError("two added tokens have one number")
+        both = [token for token in added if token.number in self.tokens]
+        if taken := [t.number for t in both if self.tokens[t.number] != t.content.encode()]:
+            raise ValueError(f"special tokens have numbers of their own; {sorted(taken)} are ordinary tokens")
+        words = {spelled(token): number for number, token in self.tokens.items()} if added else {}
+        if alike := sorted(t.content for t in added if words.get(t.content, t.number) != t.number):
+            raise ValueError(f"special tokens that are spelled as an ordinary one is: {alike[:8]}")
 
     @classmethod
     def train(
@@ -88,12 +103,20 @@ class Tokenizer:
         say: Callable[[int], None] = lambda _tokens: None,
     ) -> Tokenizer:
         """Learn from texts up to `vocab` tokens, with the special ones, which come last (as GPT-2's).
-        ValueError if that is too few.
+        ValueError if that is too few, or for special tokens that cannot be.
         """
-        learned = learn(count_pieces(texts), vocab - len(specials), say)
-        return cls(
-            learned.tokens, learned.merges, {text: len(learned.tokens) + i for i, text in enumerate(specials)}
-        )
+        check_specials(specials)
+        return cls.of(learn(count_pieces(texts), vocab - len(specials), say), specials)
+
+    @classmethod
+    def of(cls, learned: Learned, specials: Sequence[str] = ()) -> Tokenizer:
+        """What training found, and special tokens behind it. ValueError for those that cannot be."""
+        first = len(learned.tokens)
+        return cls(learned.tokens, learned.merges, [AddedToken(s, first + i) for i, s in enumerate(specials)])
+
+    def __contains__(self, number: int) -> bool:
+        """Whether a number is a token's."""
+        return number in self.tokens or number in self.added
 
     def check_vocab(self, vocab: int, name: str) -> None:
         """Check that a model has a row for each token; `name` is the file's, for the message.
@@ -105,35 +128,45 @@ class Tokenizer:
             raise InputError("vocab", vocab, f"{name} has {self.size} tokens", [self.size])
 
     # ---- text to tokens ------------------------------------------------------------------------------------
-    def encode(self, text: str | bytes, allowed: Collection[str] | Literal["all"] = ()) -> list[int]:
-        """Token numbers of a text, or of any bytes. `allowed`: special tokens that the text may spell; others
-        are plain text.
+    def encode(
+        self, text: str | bytes, allowed: Collection[str] | Literal["all"] = (), whole: bool = False
+    ) -> list[int]:
+        """Token numbers of a text, or of any bytes.
+
+        Args:
+            text: what to encode.
+            allowed: special tokens that the text may spell; others are plain text.
+            whole: whether nothing comes before and after the text, so that the numbers come around it that
+                the rules put there (Llama 3's begin of text).
+
+        Raises:
+            KeyError: there is no special token of a name in `allowed`.
         """
         data = text.encode() if isinstance(text, str) else text
         ready = self.specials if allowed == "all" else {s: self.specials[s] for s in allowed}
-        if not ready:
-            return self._ordinary(data)
-        longest_first = sorted(ready, key=len, reverse=True)
         numbers: list[int] = []
-        for i, part in enumerate(
-            re.split(b"(" + b"|".join(re.escape(s.encode()) for s in longest_first) + b")", data)
-        ):
-            numbers += [ready[part.decode()]] if i % 2 else self._ordinary(part)
-        return numbers
+        for part in self._find.split(data.decode("utf-8", ESCAPE), ready):
+            numbers += [part] if isinstance(part, int) else self._ordinary(part)
+        return [*self.rules.before, *numbers, *self.rules.after] if whole else numbers
 
-    def _ordinary(self, text: bytes) -> list[int]:
+    def pieces(self, text: bytes) -> list[bytes]:
+        """The pieces of a text between added tokens, inside which bytes are merged."""
+        return [as_bytes(piece) for piece in self.rules.cut(text.decode("utf-8", ESCAPE))]
+
+    def _ordinary(self, text: str) -> list[int]:
         numbers: list[int] = []
-        for piece in pieces(text):
+        for piece in map(as_bytes, self.rules.cut(text)):
             made = self._known.get(piece)
             if made is None:
-                made = tuple(self.encode_piece(piece)[0])
+                alone = self.numbers.get(piece) if self.rules.whole_pieces else None
+                made = (alone,) if alone is not None else tuple(self.encode_piece(piece)[0])
                 if len(self._known) < KEPT:
                     self._known[piece] = made
             numbers += made
         return numbers
 
     def encode_piece(self, piece: bytes) -> tuple[list[int], list[Merge]]:
-        """Tokens of one piece, and the merges that made them, in order."""
+        """Tokens of one piece by merges alone, and these merges, in order."""
         tokens: list[int] = [self.numbers[piece[i : i + 1]] for i in range(len(piece))]
         after, before = (
             list(range(1, len(piece) + 1)),
@@ -164,10 +197,14 @@ class Tokenizer:
 
     # ---- and back ------------------------------------------------------------------------------------------
     def decode_bytes(self, numbers: Iterable[int]) -> bytes:
-        """The bytes that token numbers stand for; exact for whatever `encode` made. KeyError for a number
-        without a token.
+        """The bytes that token numbers stand for; exact for whatever `encode` made, unless the rules change
+        texts (a normal form, a space before them, an added token that takes the spaces beside it).
+
+        KeyError for a number without a token.
         """
-        return b"".join(self.tokens[n] if n in self.tokens else self._spellings[n] for n in numbers)
+        return b"".join(
+            self.tokens[n] if n in self.tokens else self.added[n].content.encode() for n in numbers
+        )
 
     def decode(self, numbers: Iterable[int]) -> str:
         """As text; bytes that are no UTF-8 (a token may end inside a character) are shown as U+FFFD."""
@@ -176,20 +213,16 @@ class Tokenizer:
     # ---- files ---------------------------------------------------------------------------------------------
     def as_json(self) -> dict[str, Any]:
         """The content of a tokenizer.json."""
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         spellings = {number: spelled(token) for number, token in self.tokens.items()}
+        words = {word: number for number, word in spellings.items()}
+        words |= {token.content: token.number for token in self.added.values() if token.listed}
         return {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [
-                {"id": number, "content": text, **plain} for text, number in self.specials.items()
-            ],
-            "normalizer": None,
-            "pre_tokenizer": byte_level,
-            "post_processor": None,
-            "decoder": byte_level,
+            "added_tokens": [token.as_json() for token in self.added.values()],
+            **self.rules.sections,
+            "decoder": BYTE_LEVEL,
             "model": {
                 "type": "BPE",
                 "dropout": None,
@@ -198,8 +231,8 @@ class Tokenizer:
                 "end_of_word_suffix": None,
                 "fuse_unk": False,
                 "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": {word: number for number, word in spellings.items()},
+                "ignore_merges": self.rules.whole_pieces,
+                "vocab": words,
                 "merges": [[spellings[a], spellings[b]] for a, b in self.merges],
             },
         }
@@ -210,41 +243,19 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a tokenizer.json: byte-level BPE with GPT-2's pieces. ValueError for any other, with what is
-        other about it.
+        """Read a tokenizer.json: byte-level BPE.
+
+        Raises:
+            InputError: with key and value: the file is no such one, or asks for something that is not done.
         """
-        try:
-            content = read_json("tokenizer", path)
-            model = content["model"]
-            specials = {t["content"]: t["id"] for t in content.get("added_tokens") or []}
-            numbers = {unspelled(w): n for w, n in model["vocab"].items() if specials.get(w) != n}
-            pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-            merges = [(numbers[unspelled(a)], numbers[unspelled(b)]) for a, b in pairs]
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
-            raise ValueError(
-                f"{path} is no byte-level tokenizer.json: {type(problem).__name__} {problem}"
-            ) from None
-        _check_rules(content)
-        return cls({n: token for token, n in numbers.items()}, merges, specials)
+        return cls(*read_tokenizer(path))
 
 
-def _check_rules(content: Mapping[str, Any]) -> None:
-    """Refuse what a tokenizer.json can ask for and this one does not do."""
-    before, model = content.get("pre_tokenizer") or {}, content["model"]
-    wanted = {"type": "ByteLevel", "add_prefix_space": False}
-    other = [f"pre_tokenizer.{k} = {before.get(k)!r}" for k, v in wanted.items() if before.get(k) != v]
-    if not before.get("use_regex", True):
-        other.append("pre_tokenizer.use_regex = False")
-    if content.get("normalizer"):
-        other.append(f"normalizer = {content['normalizer'].get('type')!r}")
-    if model.get("type", "BPE") != "BPE":
-        other.append(f"model.type = {model['type']!r}")
-    options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-    other += [f"model.{k} = {model[k]!r}" for k in options if model.get(k)]
-    if other:
-        raise ValueError(
-            "this tokenizer splits by GPT-2's rule and merges bytes, nothing else; the file asks for "
-            + ", ".join(other)
-        )
+def check_specials(specials: Sequence[str]) -> None:
+    """ValueError for special tokens that no file can hold, or that no text can spell."""
+    if "" in specials:
+        raise ValueError("a special token has at least one character")
+    if twice := [text for i, text in enumerate(specials) if text in specials[:i]]:
+        raise ValueError(f"special tokens that are there twice: {twice[:8]}")
+    if broken := [text for text in specials if not is_utf_8(text)]:
+        raise ValueError(f"special tokens that UTF-8 cannot spell: {broken[:8]}")

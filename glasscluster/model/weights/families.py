@@ -177,6 +177,11 @@ PLAIN = {
     "objective": "causal",
     "prefix": 0,
     "kv_latent": 0,
+    "head_size": None,
+    "attention_scale": None,
+    "window": 0,
+    "attention_cap": 0.0,
+    "sinks": False,
 }
 
 GPT2 = Family(

@@ -105,7 +105,7 @@ def pieces(name: str, rows: int, config: ModelConfig) -> list[Piece]:
     place, _, rest = name.rpartition(".")
     stem, _, kind = rest.rpartition("_")
     if stem == "qkv":
-        inside = [("q", config.hidden), ("k", config.key_width), ("v", config.key_width)]
+        inside = [("q", config.query_width), ("k", config.key_width), ("v", config.key_width)]
     elif stem == "up" and config.gates == 2:
         inside = [("gate", config.width), ("value", config.width)]
     else:

@@ -100,7 +100,7 @@ class GrownQueriesAndKeys(Plant):
         """Scale the query and key rows of every layer's matrix by 100."""
         with torch.no_grad():
             for block in trainer.blocks:
-                rows = block.config.hidden + block.config.key_width
+                rows = block.config.query_width + block.config.key_width
                 block.qkv_weight[:rows] *= 100
         masters_follow(trainer)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_size
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.scenarios.jobs.folders import output_folder, rewriting, write_run_json
 from glasscluster.scenarios.jobs.wires import wires
 from glasscluster.scenarios.requests.collective import CollectiveRequest
@@ -120,9 +121,12 @@ def check(job: CollectiveJob) -> None:
     elif job.algorithm not in known:
         raise InputError("algorithm", job.algorithm, f"{job.operation} has no such algorithm", [*known, NCCL])
     if job.gpus < 2:
-        raise InputError("gpus", job.gpus, "a collective needs at least 2")
-    if job.servers is not None and (job.algorithm != "parameter-server" or not 1 <= job.servers <= job.gpus):
-        raise InputError("servers", job.servers, f"parameter-server takes 1 to {job.gpus} shards")
+        raise InputError("gpus", job.gpus, "a collective needs at least 2", [2])
+    if job.servers is not None and job.algorithm != "parameter-server":
+        raise InputError("servers", job.servers, "are a parameter-server's: leave them out")
+    if job.servers is not None and not 1 <= job.servers <= job.gpus:
+        rule = f"parameter-server takes 1 to {job.gpus} shards"
+        raise InputError("servers", job.servers, rule, [1, job.gpus])
 
 
 def record(job: CollectiveJob) -> Run:
@@ -309,30 +313,50 @@ def swept(
 # ---- the command -------------------------------------------------------------------------------------------
 def collective_command(request: CollectiveRequest, say: Callable[[str], None]) -> dict[str, Any]:
     """Run `glass collective`: one collective on the requested network, and sweeps around it."""
-
-    def make(gpus: int) -> Hardware:
-        return wires(
-            gpus,
-            request.hardware,
-            request.nodes,
-            request.topology,
-            request.bandwidth,
-            request.latency,
-            request.overhead,
-            request.placement,
-            dims=request.dims,
-            leaf=request.leaf,
-            oversubscription=request.oversubscription,
-        )
-
-    operation, gpus = request.operation, request.gpus
-    nbytes = parse_buffer(operation, request.size)
-    job = CollectiveJob(
-        operation, load(request.algorithm), gpus, nbytes, make(gpus), request.servers, request.contention
-    )
-    others = [load(name) for name in (request.against or "").split(",") if name]
-    sweeps, out = request.sweep, request.out
+    job, others = request.prepared(prepare)
+    sweeps, out, make = request.sweep, request.out, partial(wires_of, request)
     return collective(job, make, nodes=request.nodes, sweeps=sweeps, against=others, out=out, say=say)
+
+
+def wires_of(request: CollectiveRequest, gpus: int) -> Hardware:
+    """The requested network, between so many GPUs."""
+    return wires(
+        gpus,
+        request.hardware,
+        request.nodes,
+        request.topology,
+        request.bandwidth,
+        request.latency,
+        request.overhead,
+        request.placement,
+        dims=request.dims,
+        leaf=request.leaf,
+        oversubscription=request.oversubscription,
+    )
+
+
+def prepare(request: CollectiveRequest) -> tuple[CollectiveJob, list[str]]:
+    """The job, and the algorithms beside it; InputError naming what cannot be."""
+    operation, gpus = request.operation, request.gpus
+    if gpus < 2:
+        raise InputError("gpus", gpus, "a collective needs at least 2", [2])
+    if operation not in OPERATIONS:
+        raise InputError("operation", operation, "unknown collective", OPERATIONS)
+    nbytes, algorithm = parse_buffer(operation, request.size), load(request.algorithm)
+    wired = wires_of(request, gpus)
+    job = CollectiveJob(operation, algorithm, gpus, nbytes, wired, request.servers, request.contention)
+    check(job)
+    others = [load(name) for name in (request.against or "").split(",") if name]
+    for text in request.sweep:
+        parse_sweep(text)
+    for name in others:
+        try:
+            check(replace(job, algorithm=name, servers=None))
+        except InputError as refused:  # the option was another one, which lists them
+            near = [",".join(str(choice) if n == name else n for n in others) for choice in refused.choices]
+            rule = refused.rule if near else f"{refused.field}: {refused.rule}"
+            raise InputError("against", request.against, rule, near) from None
+    return job, others
 
 
 def collective(
@@ -410,7 +434,7 @@ def _write(content: dict[str, Any], run: Run | None, folder: Path, shown: Path) 
                 lambda lang: scaling_figure(by_gpus, lang),
             )
         )
-    name = f"{content['operation']} · {content['algorithm']} · {content['gpus']} GPUs · {content['hardware']}"
+    name = f"{content['operation']} · {content['algorithm']} · {counted(content['gpus'], 'GPU')} · {content['hardware']}"
     ms, bus = content["time_s"] * 1e3, content["bus_bandwidth_bytes_per_s"] / 1e9
     finding = Said(
         f"{ms:.4g} ms (virtual), bus bandwidth {bus:.4g} GB/s.",

@@ -10,13 +10,12 @@ from typing import Any
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.rows import Row, judged, tally
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.model.decoding.generate import Sampling
 from glasscluster.model.text.tasks import TASKS, Choice, Prompt, Task, contaminated, make_task, plain
 from glasscluster.model.text.texts import documents
 from glasscluster.scenarios.jobs.generation import check_model, skipped_check
 from glasscluster.scenarios.jobs.shapes import check_room, model_of
-from glasscluster.scenarios.jobs.tokenizing import opened
 from glasscluster.scenarios.requests.evaluate import EvaluateRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge.check import TOLERANCE, largest
@@ -141,8 +140,8 @@ def evaluate(
         few = tuple(replace(t, items=t.items[:CHECKED_ITEMS]) for t in job.tasks)
         small = replace(job, tasks=few, precision="fp64")
         say(
-            f"scoring {CHECKED_ITEMS} items of each task in float64 on {job.dp * job.tp} "
-            f"{cluster.backend_name} ranks, and on one device"
+            f"scoring {CHECKED_ITEMS} items of each task in float64 on "
+            f"{counted(job.dp * job.tp, cluster.backend_name + ' rank')}, and on one device"
         )
         results = cluster.run(evaluate_rank, small, record=False).results
         if cluster.leader:
@@ -152,7 +151,7 @@ def evaluate(
                 .results[0]
             )
             rows = equality_rows(results, alone)
-    say(f"scoring {sum(len(t.items) for t in job.tasks)} items in {job.precision}")
+    say(f"scoring {counted(sum(len(t.items) for t in job.tasks), 'item')} in {job.precision}")
     run = cluster.run(
         evaluate_rank, job, info={"precision": job.precision, "model": job.model.model_dump(mode="json")}
     )
@@ -199,14 +198,23 @@ def flagged(tasks: Sequence[Task], sources: Sequence[str]) -> dict[str, list[int
 
 
 def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
-    """Run `glass evaluate`: validate the request, make a job of it, and run it on a cluster."""
+    """Run `glass evaluate`: a job, on a cluster."""
+    job, cluster = request.prepared(prepare)
+    with cluster:
+        done = evaluate(cluster, job, checked=request.check, say=say)
+    if request.against:
+        say("looking for items in the training text")
+        done.contaminated = {name: len(items) for name, items in flagged(job.tasks, request.against).items()}
+    return done
+
+
+def prepare(request: EvaluateRequest) -> tuple[EvaluationJob, Cluster]:
+    """The job and its cluster, judged by every rule that needs no run; InputError naming what cannot be."""
     model, precision, seed = model_of(request), request.precision, request.seed
     for name in request.task:
         if name not in TASKS:
             raise InputError("task", name, "is unknown", list(TASKS))
     check_model(model, "evaluate", request.tp, precision)
-    if request.tokenizer is not None:
-        opened(request.tokenizer)  # or an InputError that names the file
     if request.samples > 1 and not request.temperature:
         rule = f"{request.samples} samples of the likeliest token are all alike"
         raise InputError("temperature", request.temperature, rule, [0.8])
@@ -227,12 +235,8 @@ def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
         tokenizer=request.tokenizer,
     )
     check_items(job)
-    ranks, backend, device = job.dp * job.tp, request.backend, request.device
-    with Cluster(request.hardware, ranks, backend, seed=seed, device=device) as cluster:
-        cluster.hardware.gpu.peak(precision)
-        check_room(job.model, precision, cluster)
-        done = evaluate(cluster, job, checked=request.check, say=say)
-    if request.against:
-        say("looking for items in the training text")
-        done.contaminated = {name: len(items) for name, items in flagged(made, request.against).items()}
-    return done
+    ranks = job.dp * job.tp
+    cluster = Cluster(request.hardware, ranks, request.backend, seed=seed, device=request.device)
+    cluster.hardware.gpu.peak(precision)
+    check_room(job.model, precision, cluster)
+    return job, cluster

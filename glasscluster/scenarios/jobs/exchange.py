@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from glasscluster.base.rows import Row
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.scenarios.jobs.progress import Say, silent
 from glasscluster.scenarios.jobs.trained import Trained
 from glasscluster.sim.run import Cluster
@@ -145,7 +145,7 @@ def _difference_rows(compared: dict[str, Any]) -> list[Row]:
         Row(
             f"{what}_difference",
             Said(
-                f"largest {what} difference from {other.en}, float64, {steps} steps",
+                f"largest {what} difference from {other.en}, float64, {counted(steps, 'step')}",
                 f"与{other.zh}（float64，{steps} 步）的最大{check.WHAT[what].zh}差异",
             ),
             0.0,

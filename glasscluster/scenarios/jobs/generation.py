@@ -11,7 +11,7 @@ import torch
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.rows import Row, judged, tally
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding import cache as caches
 from glasscluster.model.decoding.generate import Generated, Generator, Sampling, check_prefix, listed
@@ -23,9 +23,9 @@ from glasscluster.scenarios.requests.generate import CACHES, GenerateRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge.check import TOLERANCE, difference
 from glasscluster.strategies.numerics.widths import WIDTH
-from glasscluster.strategies.plan import make_plan
 from glasscluster.strategies.serving import generation
 from glasscluster.strategies.serving.generation import GenerationJob, generate_rank
+from glasscluster.strategies.tensor.options import check_tensor_ranks
 
 Say = Callable[[str], None]
 CHECKED_TOKENS = 8  # tokens of each sequence that are generated again in float64
@@ -112,13 +112,13 @@ def generate(
         done = min(job.tokens, CHECKED_TOKENS)
         small = replace(job, tokens=done, precision="fp64", capture=True)
         say(
-            f"checking {done} tokens in float64 on {job.tp} {cluster.backend_name} ranks, and on one "
+            f"checking {counted(done, 'token')} in float64 on {counted(job.tp, cluster.backend_name + ' rank')}, and on one "
             f"device without a cache"
         )
         results = cluster.run(generate_rank, small, record=False).results
         if cluster.leader:
             rows = equality_rows(results, without_cache(small))
-    say(f"generating {job.tokens} tokens in {job.precision}, recording each step")
+    say(f"generating {counted(job.tokens, 'token')} in {job.precision}, recording each step")
     run = cluster.run(
         generate_rank, job, info={"precision": job.precision, "model": job.model.model_dump(mode="json")}
     )
@@ -153,7 +153,7 @@ def equality_rows(results: Sequence[Any], right: Generated) -> list[Row]:
             worst = max(worst, difference(mine, theirs, 0.0))
     source = "one device without a cache, same seed"
     name = Said(
-        f"largest logits difference from one device, float64, {len(right.logits)} tokens",
+        f"largest logits difference from one device, float64, {counted(len(right.logits), 'token')}",
         f"与单卡（float64，{len(right.logits)} 个 token）的最大 logits 差异",
     )
     others = Said("tokens that one device chooses otherwise", "单卡会另选的 token 数")
@@ -209,20 +209,27 @@ def make_prompts(
 
 
 def generate_command(request: GenerateRequest, say: Say) -> Generation:
-    """Run `glass generate`: validate the request, make a job of it, and run it on a cluster."""
-    model, window, cache = model_of(request), request.window, request.cache
+    """Run `glass generate`: a job, on a cluster."""
+    job, cluster = request.prepared(prepare)
+    with cluster:
+        return generate(cluster, job, checked=request.check, say=say)
+
+
+def prepare(request: GenerateRequest) -> tuple[GenerationJob, Cluster]:
+    """The job and its cluster, judged by every rule that needs no run; InputError naming what cannot be."""
+    model, cache = model_of(request), request.cache
     one_of("cache", cache, CACHES)
     check_model(model, "generate", request.tp, request.precision)
-    if window and cache not in ("sliding", "none"):
-        raise InputError("window", window, f"a {cache} cache keeps all tokens", [0])
-    if cache == "sliding" and not window:
-        raise InputError(
-            "window", window, "a sliding cache needs a window of at least one token", [model.seq]
-        )
+    if cache == "sliding" and not model.window:
+        rule = "a sliding cache needs a window of at least one token"
+        raise InputError("window", model.window, rule, [model.seq])
+    if cache == "sliding" and model.window_layers != "all":
+        rule = "a sliding cache drops tokens that layers without a window see"
+        raise InputError("window_layers", model.window_layers, rule, ["all"])
     prompts = make_prompts(request.prompts, request.prompt_length, request.batch, model, request.seed)
     if not all(prompts):
         raise InputError("prompt", "", "needs at least one byte")
-    check_prefix(model, prompts, request.chunk, bool(window))
+    check_prefix(model, prompts, request.chunk, bool(model.window))
     sampling = Sampling(request.temperature, request.sample_top_k, request.sample_top_p, request.seed)
     job = GenerationJob(
         model,
@@ -231,7 +238,7 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
         cache,  # type: ignore[arg-type]
         request.tp,
         request.block,
-        window,
+        model.window if cache == "sliding" else 0,
         request.chunk,
         request.precision,
         sampling,
@@ -240,13 +247,14 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
     )
     if job.capacity > model.seq:
         rule = f"prompt and new tokens take {job.capacity} positions, the model has seq = {model.seq}"
-        fits = max(1, request.tokens - job.capacity + model.seq)
+        fits = request.tokens - job.capacity + model.seq
+        if fits < 1:  # the prompt alone is too long
+            raise InputError("seq", model.seq, rule, [job.capacity])
         raise InputError("tokens", request.tokens, rule, [fits])
     cluster = Cluster(request.hardware, request.tp, request.backend, seed=request.seed, device=request.device)
     cluster.hardware.gpu.peak(request.precision)
     check_room(model, request.precision, cluster)
-    with cluster:
-        return generate(cluster, job, checked=request.check, say=say)
+    return job, cluster
 
 
 def check_model(model: ModelConfig, use: Use, tp: int, precision: str) -> None:
@@ -259,7 +267,7 @@ def check_model(model: ModelConfig, use: Use, tp: int, precision: str) -> None:
     """
     one_of("precision", precision, tuple(WIDTH))
     check_use(model, use)
-    make_plan(tp=tp).check(model)
+    check_tensor_ranks(model, tp)
 
 
 def one_of(field_: str, value: str, words: tuple[str, ...]) -> None:

@@ -32,6 +32,7 @@ def countable(plan: Plan, model: ModelConfig) -> bool:
         or model.prefix
         or model.position in ("relative", "alibi")
         or model.norm_position != "pre"
+        or (model.window and plan.cp > plan.heads_cut)
     )
     return (
         pure and not other and not model.experts and model.qkv == "fused" and model.key_heads % plan.tp == 0
@@ -60,7 +61,9 @@ def kept_bytes(
     shape: dict[str, Any] = {
         "dropout": model.dropout > 0,
         "flash": model.attention == "flash",
+        "capped": model.attention_cap > 0,
         "key_width": model.key_width,
+        "query_width": model.query_width,
         "mlp": mlp,
     }
     layout: dict[str, Any] = {

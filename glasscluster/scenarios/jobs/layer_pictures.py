@@ -30,7 +30,7 @@ def network_pictures(trained: Trained) -> dict[str, Callable[[str], Any]]:
     )  # packed documents keep one more copy of attention's output than the formula lists
     if picture:
         made["kept"] = picture  # in the memory tab
-    if plan.cp > plan.heads_cut and model.causal and not model.prefix:
+    if plan.cp > plan.heads_cut and model.causal and not model.prefix and not model.window:
         made["causal"] = partial(_causal, plan, model)
     if model.experts:
         made["experts"] = partial(_load, plan, model, results)

@@ -16,6 +16,7 @@ from glasscluster.scenarios.jobs.stored import slow_ranks
 from glasscluster.scenarios.requests.predict import CSV_COLUMNS, PredictRequest
 from glasscluster.sim.ranks.collectives import load
 from glasscluster.sim.run import Cluster
+from glasscluster.sim.time.hardware import hardware
 from glasscluster.sim.time.memory_history import MemoryHistory
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge.advice import Advice, advise
@@ -29,15 +30,29 @@ COLUMNS = (*Plan.model_fields, *ModelConfig.model_fields, *CSV_COLUMNS)
 
 def predict_command(request: PredictRequest, say: Callable[[str], None]) -> dict[str, Any]:
     """Run `glass predict` for one plan, with advice where it does not fit."""
-    slow, shape = slow_ranks(request.slow_rank), request.shape
+    slow, shape = request.prepared(prepare), request.shape
     assert shape is not None  # `glass predict` has no --weights, so the request has a shape
     return predict(request.plan, shape, request.hardware, rank=request.rank, slow=slow, advised=True, say=say)
+
+
+def prepare(request: PredictRequest) -> dict[int, float]:
+    """The slow ranks, after every rule that needs no recording; InputError naming what cannot be."""
+    slow, ranks = slow_ranks(request.slow_rank), request.plan.gpus
+    hardware(request.hardware).gpu.peak(request.plan.precision)
+    for number in slow:
+        if number >= ranks:
+            raise InputError("slow_rank", number, f"the plan has ranks 0 to {ranks - 1}")
+    if request.rank not in ("max", "last") and not (request.rank.isdigit() and int(request.rank) < ranks):
+        rule = f"must be max, last or a rank from 0 to {ranks - 1}"
+        raise InputError("rank", request.rank, rule, ["max", "last", str(ranks - 1)])
+    load(request.plan.algorithm)
+    return slow
 
 
 def predict(
     plan: Plan,
     model: ModelConfig,
-    hardware: str,
+    machine: str,
     *,
     rank: str = "max",
     slow: dict[int, float] | None = None,
@@ -51,13 +66,8 @@ def predict(
     together.
     """
     begun = time.perf_counter()
-    cluster = Cluster(hardware, plan.gpus, "dry", memory_bytes=None)
+    cluster = Cluster(machine, plan.gpus, "dry", memory_bytes=None)
     cluster.hardware.gpu.peak(plan.precision)
-    for number in slow or {}:
-        if number >= plan.gpus:
-            raise InputError(
-                "slow_rank", number, f"the plan has ranks 0 to {plan.gpus - 1}", range(plan.gpus)
-            )
     if cluster.hardware.gpu.sm and "algorithm" not in plan.model_fields_set:
         plan = plan.model_copy(update={"algorithm": "native"})
     load(plan.algorithm)
@@ -107,13 +117,6 @@ def _chosen(rank: str, peaks: list[int]) -> int:
         return peaks.index(max(peaks))
     if rank == "last":
         return len(peaks) - 1
-    if not rank.isdigit() or int(rank) >= len(peaks):
-        raise InputError(
-            "rank",
-            rank,
-            f"must be max, last or a rank from 0 to {len(peaks) - 1}",
-            ["max", "last", str(len(peaks) - 1)],
-        )
     return int(rank)
 
 
@@ -123,20 +126,13 @@ def predict_csv(request: PredictRequest, say: Callable[[str], None]) -> tuple[in
     Returns: the number of rows, how many of them have an error, and the file that was written.
     """
     assert request.csv is not None
-    source, out = request.csv, request.out
-    defaults = {k: v for k, v in request.given.items() if k in COLUMNS and k != "rank"}
-    try:
-        reader = csv.DictReader(io.StringIO(read_text("csv", source)))
-        rows, header = list(reader), list(reader.fieldnames or [])
-    except csv.Error as problem:
-        raise InputError("csv", source, f"cannot be read: {problem}") from None
-    if not header:
-        raise InputError("csv", source, "is empty; the first line must name options, with _ for -")
-    target = Path(out) if out else Path(source).with_suffix(".predicted.csv")
+    defaults = {k: v for k, v in request.given.items() if k in COLUMNS}
+    header, rows = read_rows(request.csv)
+    target = Path(request.out) if request.out else Path(request.csv).with_suffix(".predicted.csv")
     answered: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
         say(f"row {number + 1} of {len(rows)}")
-        answered.append({**{k: v for k, v in row.items() if k is not None}, **_predict_row(row, defaults)})
+        answered.append({**dict(zip(header, row, strict=False)), **_predict_row(header, row, defaults)})
     columns = list(dict.fromkeys([*header, *(k for a in answered for k in a)]))
     if "error" not in columns:
         columns.append("error")
@@ -147,14 +143,39 @@ def predict_csv(request: PredictRequest, say: Callable[[str], None]) -> tuple[in
     return len(answered), sum(bool(a.get("error")) for a in answered), target
 
 
-def _predict_row(row: dict[Any, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+def read_rows(source: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a CSV, blanks around cells taken off, and no lines without any text.
+
+    Raises:
+        InputError: the file cannot be read, is empty, or names a column twice.
+    """
     try:
-        if None in row:
-            raise InputError("row", row.get(None), "has more cells than the header")
-        given = {**defaults, **{k: _value(v) for k, v in row.items() if v}}
+        reader = csv.reader(io.StringIO(read_text("csv", source)), skipinitialspace=True)
+        lines = [[cell.strip() for cell in line] for line in reader]
+    except csv.Error as problem:
+        raise InputError("csv", source, f"cannot be read: {problem}") from None
+    header, *rows = [line for line in lines if line not in ([], [""])] or [[]]
+    if not any(header):
+        raise InputError("csv", source, "is empty; the first line must name options, with _ for -")
+    named = [name for name in header if name]
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise InputError("csv", source, f"names the column {twice[0]} twice")
+    return header, rows
+
+
+def _predict_row(header: list[str], row: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The predicted columns of a row, or its error. A cell without a column, or below a column without a
+    name (a spreadsheet's row numbers), is not an option.
+    """
+    try:
+        if any(row[len(header) :]):
+            raise InputError("row", ",".join(row), f"has more cells than the header, which has {len(header)}")
+        cells = {name: cell for name, cell in zip(header, row, strict=False) if name and cell}
+        given = {**defaults, **{name.replace("-", "_"): _value(cell) for name, cell in cells.items()}}
         if unknown := sorted(set(given) - set(COLUMNS)):
             raise InputError(unknown[0], given[unknown[0]], "unknown column", COLUMNS, by_name=True)
         request = PredictRequest.of(**given | {k: str(given[k]) for k in CSV_COLUMNS if k in given})
+        request.prepared(prepare)
         assert request.shape is not None
         return flat(predict(request.plan, request.shape, request.hardware, rank=request.rank))
     except GlassError as problem:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from glasscluster.base.rows import Row, judged, tally
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.model.decoding.generate import generate
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights import hugging_face
@@ -203,13 +203,15 @@ def serve(
     """Plan and run a job; the check runs its steps once more in float64 and generates each request alone,
     without a cache.
     """
-    say(f"planning {job.policy} batching of {len(job.requests)} requests on {cluster.hardware.name}")
+    say(
+        f"planning {job.policy} batching of {counted(len(job.requests), 'request')} on {cluster.hardware.name}"
+    )
     schedule = make_schedule(job, cluster.hardware)
     rows: list[Row] = []
     checked = checked and cluster.backend_name != "dry"
     if checked:
         say(
-            f"checking {len(schedule.steps)} steps in float64 on {job.tp} {cluster.backend_name} ranks, "
+            f"checking {counted(len(schedule.steps), 'step')} in float64 on {counted(job.tp, cluster.backend_name + ' rank')}, "
             f"and each request alone"
         )
         results = cluster.run(

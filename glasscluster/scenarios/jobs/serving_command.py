@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.files import read_json
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.jobs.folders import output_folder, rewriting, write_run_json
 from glasscluster.scenarios.jobs.generation import check_model, one_of
@@ -74,16 +74,22 @@ def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
 
 def serve_command(request: ServeRequest, say: Say) -> tuple[Serving, Path | None]:
     """Run `glass serve`: the requests, a job, a cluster, and a report if one is requested."""
-    job = make_job(request)
-    cluster = Cluster(request.hardware, job.tp, request.backend, seed=job.seed, device=request.device)
-    cluster.hardware.gpu.peak(job.precision)
-    check_room(job.model, job.precision, cluster)
+    job, cluster = request.prepared(prepare)
     with cluster:
         made = serve(cluster, job, checked=request.check, say=say)
     if not request.out or not is_leader():
         return made, None
     say(f"writing a report to {request.out}")
     return made, write(made, request.out)
+
+
+def prepare(request: ServeRequest) -> tuple[ServingJob, Cluster]:
+    """The job and its cluster, judged by every rule that needs no run; InputError naming what cannot be."""
+    job = make_job(request)
+    cluster = Cluster(request.hardware, job.tp, request.backend, seed=job.seed, device=request.device)
+    cluster.hardware.gpu.peak(job.precision)
+    check_room(job.model, job.precision, cluster)
+    return job, cluster
 
 
 def make_job(request: ServeRequest) -> ServingJob:
@@ -133,7 +139,7 @@ def _write(made: Serving, folder: Path, shown: Path) -> Path:
     run, job = made.run, made.job
     run.graph.save(folder / "graph.npz")
     name = Said(
-        f"{len(job.requests)} requests, {job.policy} batching",
+        f"{counted(len(job.requests), 'request')}, {job.policy} batching",
         f"{len(job.requests)} 个请求，{WORDS[job.policy]}批处理",
     )
     first, hw = 1e3 * sum(made.first_token_s) / len(job.requests), run.hardware.name

@@ -4,12 +4,14 @@ read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.files import read_bytes
+from glasscluster.model.text.data import corpus
 from glasscluster.model.text.mixture import Mixture, read
 
 Data = str | Mixture | None
@@ -29,8 +31,8 @@ def parse_data(given: Sequence[str], tokenizer: str | None = None, packed: bool 
     for text in given or ("python",):
         weight = _weight(text)
         sources.append((text, 1.0) if weight is None else (text.rpartition(":")[0], weight))
-        if sources[-1][1] <= 0:
-            raise InputError("data", text, "a weight is a positive number, as in a.txt:0.7")
+        if not 0 < sources[-1][1] < math.inf:
+            raise InputError("data", text, "a weight is a positive, finite number, as in a.txt:0.7")
     return Mixture(tuple(sources), tokenizer, packed)
 
 
@@ -77,6 +79,27 @@ def check_data(data: Data, seq: int, vocab: int) -> None:
         _check_mixture(data, seq, vocab)
     elif data is not None:
         _check_file(data, seq)
+
+
+def folded(data: Data, seq: int, vocab: int) -> str | None:
+    """A sentence where a text has bytes that the vocabulary has not, which are taken modulo its size; else None.
+
+    Without a tokenizer every byte is a token: of 256 tokens each is its own.
+    """
+    if vocab >= 256 or (isinstance(data, Mixture) and data.tokenizer is not None):
+        return None
+    if isinstance(data, Mixture):
+        sources = zip(data.sources, read(data, seq).sources, strict=True)
+        largest = {name: source.largest for (name, _), source in sources}
+    else:
+        largest = {data or "the built-in text": int(corpus(data).max())}
+    names = [name for name, byte in largest.items() if byte >= vocab]
+    if not names:
+        return None
+    return (
+        f"{', '.join(names)}: bytes from {vocab} to {max(largest.values())} are taken modulo the vocabulary of "
+        f"{vocab} tokens, so different bytes become one token; --vocab 256 keeps them apart"
+    )
 
 
 def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:

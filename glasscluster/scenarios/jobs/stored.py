@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glasscluster.base.errors import Deadlock, InputError
+from glasscluster.base.errors import Deadlock, InputError, alike, nearest
 from glasscluster.base.files import finish, read_text
 from glasscluster.scenarios.jobs.folders import output_folder
 from glasscluster.scenarios.requests.stored import ReplayRequest, ScheduleRequest
@@ -39,9 +39,13 @@ def find_graph(run: str) -> Path:
     raise InputError("run", run, "holds no graph.npz")
 
 
-def _nearby(path: Path) -> list[str] | None:
-    parent = path.parent
-    return sorted(str(p) for p in parent.iterdir()) if parent.is_dir() else None
+def _nearby(path: Path) -> list[object]:
+    """Stored runs whose name is spelled like that of a path: beside it, or in runs/."""
+    places = [path.parent, *([Path("runs")] if path.parent == Path() else [])]
+    stored = [graph.parent for place in places for graph in place.glob("*/graph.npz")]
+    stored += [file for place in places for file in place.glob("*.npz")]
+    close = alike(path.name, sorted({p.name for p in stored}))
+    return [str(p) for p in sorted(stored) if p.name in close]
 
 
 def slow_ranks(given: list[str]) -> dict[int, float]:
@@ -63,13 +67,18 @@ def replay_command(request: ReplayRequest) -> dict[str, Any]:
 
 def schedule_command(request: ScheduleRequest) -> dict[str, Any]:
     """Run `glass schedule`: a schedule by name, or one in a file, which passes or ends with exit code 1."""
-    file, stages = request.validate_, request.virtual_stages
     try:
-        return schedule_content(request.name, request.pp, request.micro_batches, request.costs, file, stages)
+        return request.prepared(schedule_of)
     except (Deadlock, InputError) as problem:
-        if file is not None and (isinstance(problem, Deadlock) or problem.field == "schedule"):
+        if request.validate_ is not None and (isinstance(problem, Deadlock) or problem.field == "schedule"):
             problem.exit_code = 1  # the file was read and judged, and did not pass
         raise
+
+
+def schedule_of(request: ScheduleRequest) -> dict[str, Any]:
+    """The `glass.schedule/1` object of a request."""
+    file, stages = request.validate_, request.virtual_stages
+    return schedule_content(request.name, request.pp, request.micro_batches, request.costs, file, stages)
 
 
 def replay_stored(
@@ -142,12 +151,10 @@ def _costs(text: str) -> dict[str, float]:
         except ValueError:
             number = -1.0
         if key not in spent or not 0 <= number < math.inf:
-            raise InputError(
-                "costs",
-                part,
-                "must be f=, b=, w= or c= and a finite number that is not negative",
-                ["f=1", "b=2", "w=1", "c=0"],
-            )
+            near = str(nearest(part, [f"{k}={n:g}" for k, n in spent.items()]))
+            right = ",".join(near if other == part else other for other in text.split(","))
+            rule = f"{part!r} must be f=, b=, w= or c= and a finite number that is not negative"
+            raise InputError("costs", text, rule, [right])
         spent[key] = number
     return spent
 

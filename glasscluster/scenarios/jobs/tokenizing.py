@@ -10,7 +10,7 @@ from glasscluster.base.errors import InputError
 from glasscluster.base.files import read_bytes
 from glasscluster.model.text.bpe import count_pieces, learn
 from glasscluster.model.text.texts import documents
-from glasscluster.model.text.tokenizer import END_OF_TEXT, Tokenizer
+from glasscluster.model.text.tokenizer import END_OF_TEXT, Tokenizer, check_specials
 from glasscluster.scenarios.requests.tokenize import DecodeRequest, EncodeRequest, LearnRequest
 
 TELL_EVERY = 1000  # tokens
@@ -45,6 +45,7 @@ def learned(
             f"256 bytes and {len(specials)} special tokens need as many",
             [256 + len(specials)],
         )
+    _check_specials(specials)
     texts = []
     for name in sources:
         texts += documents(name, "files")
@@ -55,8 +56,7 @@ def learned(
         pieces, vocab - len(specials), lambda n: say(f"{n:,} tokens") if n % TELL_EVERY == 0 else None
     )
     try:
-        numbers = {text: len(bpe.tokens) + i for i, text in enumerate(specials)}
-        made = Tokenizer(bpe.tokens, bpe.merges, numbers)
+        made = Tokenizer.of(bpe, specials)
     except ValueError as problem:
         raise InputError("special", ", ".join(specials), str(problem)) from None
     made.save(out)
@@ -76,19 +76,21 @@ def learned(
     }
 
 
-def opened(path: str) -> Tokenizer:
-    """Load a tokenizer.json; InputError for anything else."""
+def _check_specials(specials: Sequence[str]) -> None:
+    """InputError for special tokens that cannot be, before anything is learned; `Tokenizer.of` checks them
+    against what was learned.
+    """
     try:
-        return Tokenizer.load(path)
-    except InputError:
-        raise
+        check_specials(specials)
     except ValueError as problem:
-        raise InputError("tokenizer", path, str(problem)) from None
+        raise InputError("special", ", ".join(specials), str(problem)) from None
 
 
 def encoded(path: str, text: str, allowed: Sequence[str], from_file: bool) -> dict[str, Any]:
-    """The `glass.tokenize-encode/1` object of a text, or of a file's bytes."""
-    tokenizer = opened(path)
+    """The `glass.tokenize-encode/1` object of a whole text, or of a file's bytes: also with the numbers that
+    the tokenizer puts around a text.
+    """
+    tokenizer = Tokenizer.load(path)
     data = read_bytes("text", text) if from_file else text.encode("utf-8", "surrogateescape")
     everything: Sequence[str] | Literal["all"] = "all" if "all" in allowed else allowed
     for name in everything if everything != "all" else ():
@@ -96,7 +98,7 @@ def encoded(path: str, text: str, allowed: Sequence[str], from_file: bool) -> di
             raise InputError(
                 "allow", name, "is no special token of this tokenizer", ["all", *tokenizer.specials]
             )
-    numbers = tokenizer.encode(data, everything)
+    numbers = tokenizer.encode(data, everything, whole=True)
     return {
         "schema": "glass.tokenize-encode/1",
         "tokens": numbers,
@@ -108,10 +110,11 @@ def encoded(path: str, text: str, allowed: Sequence[str], from_file: bool) -> di
 
 def decoded(path: str, numbers: Sequence[int]) -> dict[str, Any]:
     """The `glass.tokenize-decode/1` object: the text, and its bytes, which need not be valid text."""
-    tokenizer = opened(path)
+    tokenizer = Tokenizer.load(path)
+    known = sorted({*tokenizer.tokens, *tokenizer.added})
     for number in numbers:
-        if number not in tokenizer.tokens and number not in tokenizer.specials.values():
-            raise InputError("tokens", number, f"{path} has no such token", range(tokenizer.size))
+        if number not in tokenizer:
+            raise InputError("tokens", number, f"{path} has no such token", known)
     data = tokenizer.decode_bytes(numbers)
     return {
         "schema": "glass.tokenize-decode/1",

@@ -8,8 +8,9 @@ from typing import Any
 
 from glasscluster.base.errors import DoesNotFit, GlassError, InputError, OutOfMemory
 from glasscluster.base.files import make_folder
+from glasscluster.base.quantities import written_bytes
 from glasscluster.base.rows import Row
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import WeightsError
@@ -25,7 +26,7 @@ from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.processes import default_backend, is_leader
 from glasscluster.scenarios.jobs.progress import Say, silent
 from glasscluster.scenarios.jobs.shapes import check_room, model_of
-from glasscluster.scenarios.jobs.sources import check_data, parse_data
+from glasscluster.scenarios.jobs.sources import check_data, folded, parse_data
 from glasscluster.scenarios.jobs.trained import Trained
 from glasscluster.scenarios.requests.train import TrainRequest
 from glasscluster.sim.ranks.collectives import load
@@ -51,11 +52,13 @@ def train(cluster: Cluster, job: Job, *, checked: bool = True, say: Say = silent
     compared = None
     if checked:
         small = check.check_job(job)
-        say(f"checking {small.steps} steps in float64 on {job.plan.gpus} {cluster.backend_name} ranks")
+        say(
+            f"checking {counted(small.steps, 'step')} in float64 on {counted(job.plan.gpus, cluster.backend_name + ' rank')}"
+        )
         begun = time.perf_counter()
         results = cluster.run(train_rank, small, record=False).results
         wall["check"] = time.perf_counter() - begun
-    say(f"training {job.steps} steps in {job.plan.precision}, recording the last")
+    say(f"training {counted(job.steps, 'step')} in {job.plan.precision}, recording the last")
     begun = time.perf_counter()
     given = (
         {}
@@ -96,7 +99,7 @@ def equivalence_rows(compared: dict[str, Any] | None) -> list[Row]:
         Row(
             f"{what}_difference",
             Said(
-                f"largest {what} difference from one device, float64, {steps} steps",
+                f"largest {what} difference from one device, float64, {counted(steps, 'step')}",
                 f"与单卡（float64，{steps} 步）的最大{check.WHAT[what].zh}差异",
             ),
             0.0,
@@ -124,7 +127,7 @@ def check_memory(cluster: Cluster, job: Job, say: Say = silent) -> None:
     plan, model, capacity = job.plan, job.model, cluster.capacity
     if capacity is None or advice.surely_fits(plan, model, capacity):
         return
-    say(f"recording one rank of each stage without data, to see whether {capacity / 1e9:.4g} GB are enough")
+    say(f"recording one rank of each stage without data, to see whether {written_bytes(capacity)} suffice")
     recorded = advice.stages(plan, model, capacity, job.steps, cluster.hardware.host.memory_bytes)
     if isinstance(recorded, OutOfMemory):
         suggestions = advice.advise(plan, model, cluster.hardware, capacity, steps=job.steps, say=say)
@@ -135,27 +138,12 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
     """Run `glass train`: a cluster, a job, its folder. On failure the events so far are written before the
     error goes on.
     """
-    plan, model = request.plan, model_of(request)
-    if request.weights is not None:  # the shape was not known before
-        plan.check(model)
-    weights, save = request.weights, request.save
-    data = parse_data(request.data, request.tokenizer, request.pack)
-    check_data(data, model.seq, model.vocab)
-    if weights is not None and plan.exchange != "all-reduce":
-        raise InputError(
-            "weights",
-            weights,
-            f"--exchange {plan.exchange} starts from the seed's",
-            ["--exchange all-reduce"],
-        )
-    cluster = make_cluster(request, plan.gpus)
-    cluster.hardware.gpu.peak(plan.precision)
-    check_room(model, plan.precision, cluster)
-    if save is not None:
-        check_saving(save, model, plan)
-    job = Job(plan, model, request.steps, data, request.seed, weights=weights, keep=save is not None)
-    job.check_packed()
-    load(plan.algorithm)  # before the ranks do, so that a mistake in the file is a usage error
+    job, cluster = request.prepared(prepare)
+    plan, model = job.plan, job.model
+    if request.save is not None:
+        check_saving(request.save, model, plan)
+    if sentence := folded(job.data, model.seq, model.vocab):
+        say(sentence)
     check_memory(cluster, job, say)
     if not is_leader():
         with cluster:
@@ -167,14 +155,34 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
     except GlassError as error:
         keep_partial(folder, error, job_info(job, seed=job.seed, backend=cluster.backend_name), say)
         raise
-    if save is not None:  # before the report: what took longest to make is safe first
-        say(f"writing the weights to {save}")
+    if request.save is not None:  # before the report: what took longest to make is safe first
+        say(f"writing the weights to {request.save}")
         pieces = [r.weights[-1] | r.constants for r in trained.run.results]
-        hugging_face.save(assemble(plan, model, pieces), save)
+        hugging_face.save(assemble(plan, model, pieces), request.save)
     say(f"writing {folder}/report.html")
     with rewriting(folder) as beside:
-        write_files(beside, trained, f"train on {plan.gpus} GPUs", folder)
+        write_files(beside, trained, f"train on {counted(plan.gpus, 'GPU')}", folder)
     return trained
+
+
+def prepare(request: TrainRequest) -> tuple[Job, Cluster]:
+    """The job and its cluster, judged by every rule that needs no run; InputError naming what cannot be."""
+    plan, model, weights = request.plan, model_of(request), request.weights
+    if weights is not None:  # the shape was not known before
+        plan.check(model)
+    data = parse_data(request.data, request.tokenizer, request.pack)
+    check_data(data, model.seq, model.vocab)
+    if weights is not None and plan.exchange != "all-reduce":
+        rule = f"--exchange {plan.exchange} starts from the seed's: leave them out, or take all-reduce"
+        raise InputError("weights", weights, rule)
+    cluster = make_cluster(request, plan.gpus)
+    cluster.hardware.gpu.peak(plan.precision)
+    check_room(model, plan.precision, cluster)
+    keep = request.save is not None
+    job = Job(plan, model, request.steps, data, request.seed, weights=weights, keep=keep)
+    job.check_packed()
+    load(plan.algorithm)  # before any rank does: a mistake in a file is one of usage
+    return job, cluster
 
 
 def make_cluster(request: TrainRequest, gpus: int) -> Cluster:
@@ -189,9 +197,7 @@ def make_cluster(request: TrainRequest, gpus: int) -> Cluster:
 def check_saving(folder: str, model: ModelConfig, plan: Plan) -> None:
     """Raise InputError, before anything runs, if Hugging Face's layout has no place for the weights."""
     if plan.exchange != "all-reduce":
-        raise InputError(
-            "save", folder, f"--exchange {plan.exchange} keeps no weights", ["--exchange all-reduce"]
-        )
+        raise InputError("save", folder, f"--exchange {plan.exchange} keeps no weights; all-reduce does")
     try:
         hugging_face.family_of(model)
         make_folder(folder)

@@ -41,7 +41,7 @@ def wires(
             **given,
         }.items():
             if value is not None:
-                raise InputError(option, value, "belongs to --topology", list(networks.BUILDERS))
+                raise InputError(option, value, "belongs to --topology: leave it out without")
         return _placed(_catalogued(gpus, name, nodes), gpus, placement)
     if topology.endswith(".json"):
         for option, value in {

@@ -19,11 +19,6 @@ class GenerateRequest(DecodingRequest):
     tokens: int = Field(16, ge=1, description="new tokens of each sequence")
     cache: str = choice("static", "of keys and values", CACHES)
     block: int = Field(16, ge=1, description="tokens in a block of a paged cache")
-    window: int = Field(
-        0,
-        ge=0,
-        description="tokens that attention looks back, with cache sliding or none; 0: all",
-    )
     chunk: int = Field(0, ge=0, description="tokens of a prompt taken in at a time; 0: all")
     temperature: float = Field(0.0, ge=0, description="of sampling; 0: the likeliest token")
     sample_top_k: int = Field(0, ge=0, description="draw from the k likeliest tokens; 0: from all")

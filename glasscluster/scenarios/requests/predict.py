@@ -6,6 +6,7 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from glasscluster.base.errors import InputError
 from glasscluster.base.requests import switch
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.requests.parts import ModelRequest, PlanRequest
@@ -35,6 +36,12 @@ class PredictRequest(ModelRequest, PlanRequest):
 
     @model_validator(mode="after")
     def _can_be_recorded(self) -> Self:
+        if self.out is not None and self.csv is None:
+            rule = "is the file for the rows of --csv; a single prediction is printed (--json: as one object)"
+            raise InputError("out", self.out, rule)
+        if self.slow_rank and self.csv is not None:
+            rule = "is for a single prediction: the rows of --csv have no column for it"
+            raise InputError("slow_rank", ", ".join(self.slow_rank), rule)
         if self.csv is None and self.shape is not None:  # with a file every row is checked on its own
             self.plan.check(self.shape, runs=False)
         return self

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import Field
 
 from glasscluster.base.requests import Request, argument, switch
@@ -24,6 +27,8 @@ class ReplayRequest(Request):
 
 class ScheduleRequest(Request):
     """Asks for a pipeline schedule as data, by name or from a file."""
+
+    called: ClassVar[Mapping[str, str]] = {"schedule": "name"}
 
     name: str = argument(f"{' | '.join(SCHEDULES)}; with --validate any name")
     pp: int = Field(ge=1, description="pipeline ranks")

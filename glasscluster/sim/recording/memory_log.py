@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+NAMELESS = "without a name"  # what nobody named and no recorded operation made
 TABLES = {"log": 4, "waits": 3, "before": 3}  # columns of each
 
 
@@ -38,7 +39,7 @@ class Resident:
     def called(self) -> str:
         """What people read: such as `layer 3 forward: softmax`, or the name that was given."""
         where = " ".join(w for w in (f"layer {self.layer}" if self.layer >= 0 else "", self.phase) if w)
-        return f"{where}: {self.name}" if where else self.name
+        return ": ".join(word for word in (where, self.name) if word) or NAMELESS
 
     def __str__(self) -> str:
         times = f" (x {self.count})" if self.count > 1 else ""

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.files import read_json, write_text
+from glasscluster.base.requests import choices_of, rule_of
 
 Positive = Annotated[float, Field(gt=0)]  # infinite is allowed: a rate that costs nothing
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -110,14 +111,12 @@ def _named(problem: ValidationError, path: Path) -> InputError:
     first = errors[0]
     where, value = first["loc"], first.get("input")
     choices: list[Any] | None = None
-    rule = str(first["msg"])[0].lower() + str(first["msg"])[1:]
     if first["type"] == "missing":
         value, rule = None, "is missing"
     elif first["type"] == "extra_forbidden":
         value, rule, choices = where[-1], "is no field of a profile", list(_part(where[:-1]).model_fields)
-    elif "greater_than" in first["type"]:
-        context = first.get("ctx", {})
-        choices = [context.get("ge", context.get("gt"))]
+    else:
+        rule, choices = rule_of(first), choices_of(first, None)
     field = ".".join(map(str, where))
     return InputError(field, value, f"{rule}; {path.name} is not a hardware profile", choices)
 

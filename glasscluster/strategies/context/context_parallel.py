@@ -40,6 +40,7 @@ from torch import Tensor
 
 from glasscluster.model.kernels.flash.operators import backward_part, flash_attention, forward_part
 from glasscluster.model.kernels.flash.parts import Rectangle, distances, merge
+from glasscluster.model.kernels.scores import PLAIN, Scores, add_sink, sink_gradient
 from glasscluster.model.parallel import WholeSequence
 from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.work import Work
@@ -93,6 +94,8 @@ class RingContext(WholeSequence):
         causal: bool = True,
         prefix: int = 0,
         bias: Tensor | None = None,
+        how: Scores = PLAIN,
+        sink: Tensor | None = None,
     ) -> Tensor:
         """Attention of this rank's tokens to all tokens.
 
@@ -100,10 +103,10 @@ class RingContext(WholeSequence):
         beginning that all tokens see. Returns [b, a, n, d].
         """
         assert attention is flash_attention, "a ring merges blocks by flash attention's log-sum-exp"
-        return RingAttention.apply(q, k, v, bias, self, causal, prefix)
+        return RingAttention.apply(q, k, v, bias, sink, self, causal, prefix, how)
 
     def parts(
-        self, source: int, tokens: int, causal: bool, prefix: int, bias: Tensor | None
+        self, source: int, tokens: int, causal: bool, prefix: int, window: int, bias: Tensor | None
     ) -> Iterator[tuple[Rectangle, Tensor | None]]:
         """The parts that this rank computes with the keys of rank `source`, each with its part of the bias.
 
@@ -111,7 +114,8 @@ class RingContext(WholeSequence):
         """
         everything = tokens * self.size
         mine, theirs = (tokens_of(self.kind, r, self.size, everything) for r in (self.rank, source))
-        for part in parts(self.kind, self.rank, source, self.size, tokens, causal, prefix, bias is not None):
+        mask = causal, prefix, bias is not None, window
+        for part in parts(self.kind, self.rank, source, self.size, tokens, *mask):
             yield part, None if bias is None else bias[:, distances(part, mine, theirs, everything)]
 
     def merge(self, out: Tensor, lse: Tensor, block: Tensor, block_lse: Tensor) -> None:
@@ -147,7 +151,9 @@ def beginning(q: Tensor, part: Rectangle, block: Tensor, block_lse: Tensor) -> t
 
 
 class RingAttention(torch.autograd.Function):
-    """softmax(Q K^T / sqrt(d) + bias) V over all ranks' keys; forward and backward side by side."""
+    """softmax(scores of Q and K + bias) V over all ranks' keys, with a sink or without; forward and backward
+    side by side.
+    """
 
     @staticmethod
     def forward(
@@ -156,28 +162,34 @@ class RingAttention(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         bias: Tensor | None,
+        sink: Tensor | None,
         context: RingContext,
         causal: bool,
         prefix: int,
+        how: Scores,
     ) -> Tensor:
         out: Tensor | None = None
+        ctx.context, ctx.mask, ctx.how = context, (causal, prefix, how.window), how
         for source, (k_s, v_s) in context.travelling(torch.stack([k, v]), "keys and values"):
-            for part, numbers in context.parts(source, q.shape[2], causal, prefix, bias):
-                block, block_lse = forward_part(q, k_s, v_s, part, numbers)
+            for part, numbers in context.parts(source, q.shape[2], causal, prefix, how.window, bias):
+                block, block_lse = forward_part(q, k_s, v_s, part, numbers, how)
                 if out is None:
                     out, lse = beginning(q, part, block, block_lse)
                 else:
                     context.merge(out[:, :, part.queries], lse[:, :, part.queries], block, block_lse)
         assert out is not None
+        if sink is not None:
+            add_sink(out, lse, sink)
         out = out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, lse, bias)
-        ctx.context, ctx.mask = context, (causal, prefix)
+        ctx.save_for_backward(q, k, v, out, lse, bias, sink)
         return out
 
     @staticmethod
     def backward(ctx, d_out: Tensor):
-        q, k, v, out, lse, bias = ctx.saved_tensors
+        q, k, v, out, lse, bias, sink = ctx.saved_tensors
         context, wanted = ctx.context, ctx.needs_input_grad[3]
+        # without a bias and a window no two parts have the same keys, so there is nothing to add to
+        put = torch.Tensor.copy_ if bias is None and not ctx.how.window else torch.Tensor.add_
         dq, arriving, works = torch.zeros_like(q, dtype=lse.dtype), None, list[Work]()
         d_bias = torch.zeros_like(bias) if wanted else None
         for source, kv in context.travelling(torch.stack([k, v]), "keys and values again"):
@@ -185,11 +197,10 @@ class RingAttention(torch.autograd.Function):
             gradients = context.parts(source, q.shape[2], *ctx.mask, d_bias)
             for part, numbers in context.parts(source, q.shape[2], *ctx.mask, bias):
                 d_q, d_k, d_v, d_numbers = backward_part(
-                    (d_out, q, out, lse), kv[0], kv[1], part, numbers, wanted
+                    (d_out, q, out, lse), kv[0], kv[1], part, numbers, wanted, ctx.how
                 )
-                # without a bias no two parts have the same keys, so there is nothing to add to
                 for total, d in zip(d_kv, (d_k, d_v), strict=True):
-                    (torch.Tensor.copy_ if bias is None else torch.Tensor.add_)(total[:, :, part.keys], d)
+                    put(total[:, :, part.keys], d)
                 dq[:, :, part.queries] += d_q
                 if d_numbers is not None:
                     into = next(gradients)[1]
@@ -207,7 +218,8 @@ class RingAttention(torch.autograd.Function):
             work.wait()
         assert arriving is not None
         d_k, d_v = arriving.to(q.dtype)
-        return dq.to(q.dtype), d_k, d_v, d_bias, None, None, None
+        d_sink = None if sink is None else sink_gradient(d_out, out, lse, sink)
+        return dq.to(q.dtype), d_k, d_v, d_bias, d_sink, None, None, None, None
 
 
 # ---- theory ------------------------------------------------------------------------------------------------

@@ -5,17 +5,18 @@ from __future__ import annotations
 from itertools import count
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.requests import Options
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.layout.sizes import Layout, divisors
 
 
-class ContextOptions(BaseModel):
+class ContextOptions(Options):
     """A sequence is cut over cp ranks. cp = rings × heads_cut: a ring of groups that exchange heads."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Context parallelism")
+    model_config = ConfigDict(title="Context parallelism")
 
     cp: int = Field(1, ge=1, description="context-parallel GPUs a sequence is cut over")
     context: Literal["ring", "striped", "zigzag", "ulysses"] = Field(

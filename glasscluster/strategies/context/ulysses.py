@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from glasscluster.model.kernels.scores import PLAIN, Scores
 from glasscluster.model.parallel import WholeSequence
 from glasscluster.sim.ranks.collectives import serving
 from glasscluster.sim.ranks.communicator import Communicator
@@ -71,6 +72,8 @@ class UlyssesContext(WholeSequence):
         causal: bool = True,
         prefix: int = 0,
         bias: Tensor | None = None,
+        how: Scores = PLAIN,
+        sink: Tensor | None = None,
     ) -> Tensor:
         """Attention of this rank's tokens to all tokens.
 
@@ -79,9 +82,9 @@ class UlyssesContext(WholeSequence):
         """
         assert k.shape[1] % self.comm.size == 0, "whole key heads are exchanged"
         q, k, v = (_ToHeads.apply(x, self, name) for x, name in ((q, "queries"), (k, "keys"), (v, "values")))
-        bias = None if bias is None else bias.chunk(self.comm.size)[self.comm.rank]
+        bias, sink = (_heads_of(x, self) for x in (bias, sink))
         return _ToTokens.apply(
-            self.among.attend(attention, q, k, v, causal, prefix, bias), self, "attention output"
+            self.among.attend(attention, q, k, v, causal, prefix, bias, how, sink), self, "attention output"
         )
 
     def to_heads(self, x: Tensor, label: str) -> Tensor:
@@ -110,6 +113,11 @@ class UlyssesContext(WholeSequence):
         algorithm = serving("all_to_all", self.algorithm)
         self.comm.all_to_all(pieces, out, algorithm=algorithm, purpose="activations", label=label)
         return out
+
+
+def _heads_of(x: Tensor | None, context: UlyssesContext) -> Tensor | None:
+    """What belongs to the heads that this rank has inside attention, of [a, ...]."""
+    return None if x is None else x.chunk(context.heads_cut)[context.heads_rank]
 
 
 class _ToHeads(torch.autograd.Function):

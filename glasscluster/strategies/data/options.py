@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.requests import Size
+from glasscluster.base.requests import Options, Size
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.layout.sizes import Layout, divisors
 
 MIB = 1024**2
 
 
-class DataOptions(BaseModel):
+class DataOptions(Options):
     """dp replicas; with ZeRO they share out optimizer states (1), gradients (2) and parameters (3)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Data parallelism and ZeRO")
+    model_config = ConfigDict(title="Data parallelism and ZeRO")
 
     dp: int = Field(1, ge=1, description="data-parallel replicas")
     zero: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage")
@@ -48,17 +48,17 @@ class DataOptions(BaseModel):
         """The groups of --shard divide the data ranks evenly, and need a ZeRO stage that shards something."""
         if self.shard and layout.data_ranks % self.shard:
             axes = f"dp = {layout.dp}" if layout.cp == 1 else f"dp x cp = {layout.data_ranks}"
-            raise InputError("shard", self.shard, f"must divide {axes}", divisors(layout.data_ranks))
+            raise InputError("shard", self.shard, f"must divide {axes}", [0, *divisors(layout.data_ranks)])
         if self.shard and not self.zero:
             raise InputError(
                 "shard", self.shard, "needs a ZeRO stage of 1, 2 or 3: stage 0 shards nothing", [0]
             )
 
 
-class ExchangeOptions(BaseModel):
+class ExchangeOptions(Options):
     """How ranks come to new weights: an all-reduce of gradients, or servers that hold the weights."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Parameter servers")
+    model_config = ConfigDict(title="Parameter servers")
 
     exchange: Literal["all-reduce", "parameter-server", "async-server"] = Field(
         "all-reduce", description="how ranks come to new weights"

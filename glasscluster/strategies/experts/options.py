@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.requests import Options
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.layout.sizes import Layout, divisors
 
 
-class ExpertOptions(BaseModel):
+class ExpertOptions(Options):
     """Experts are spread evenly over ep neighbours that see different tokens."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Expert parallelism")
+    model_config = ConfigDict(title="Expert parallelism")
 
     ep: int = Field(1, ge=1, description="GPUs the experts are spread over")
 

@@ -2,8 +2,8 @@
 
 Follows Korthikanti et al., "Reducing activation recomputation in large transformer models" (2205.05198),
 section 4 and Eq 17. Symbols: s tokens, b sequences, h hidden, a heads, t tensor-parallel ranks, w bytes of an
-element (the paper: 2), masks 1 byte; beyond the paper: k columns of K and of V (h without grouped queries), f
-inner width of the MLP, c context-parallel ranks.
+element (the paper: 2), masks 1 byte; beyond the paper: q columns of Q (h unless heads have a size of their
+own), k columns of K and of V (q without grouped queries), f inner width of the MLP, c context-parallel ranks.
 
     x ─ norm ─ QKV ─ QK^T ─ softmax ─ dropout ─ ·V ─ out ─ dropout ─ + ─ norm ─ up ─ GELU ─ down ─ dropout ─ +
 
@@ -17,8 +17,8 @@ inner width of the MLP, c context-parallel ranks.
     flash attention   no a s² b term; log-sum-exp instead, 4 a s b bytes
     separate          each norm's mean and 1/std, 8 s b bytes in fp32
 
-    any k and f       inside the matrices w sb (2h + 2k + n f)/t,
-                      where the paper has 12 w sbh/t: k = h, f = 4h, n = 2
+    any q, k and f    inside the matrices w sb (2q + 2k + n f)/t,
+                      where the paper has 12 w sbh/t: q = k = h, f = 4h, n = 2
                       n = 2 GELU: in and out; 4 SwiGLU: gate, value, silu(gate), product (GEGLU: the same
                       with gelu); 7 clamped SwiGLU: both clamped too, and the sigmoid; 1 ReLU: its output
     context parallel  everything by c, also a s² b; Ulysses with flash attention keeps the output before and
@@ -27,12 +27,14 @@ inner width of the MLP, c context-parallel ranks.
 The counted side is sim/recording/saved_for_backward.py, which knows none of this. A tensor that was saved and
 is not in the list gets a line of its own.
     RMSNorm, ScaleNorm   1/std alone, half as many bytes; no biases: no difference
+    soft cap    unfused: the scores before it, w a s² b
+    sinks       unfused: their probabilities, 4 a s b bytes, listed separately
     rope        Q and K rotated, and a copy of V beside them: three tensors, the same bytes
 
 But: embedding, head and the pipeline's buffers are not a layer. Not in the list: experts, separate Q, K and V
 matrices, fewer key heads than t, overlapped tensor parallelism (the same bytes under other names), rings of
-groups that exchange heads, exchanges of one token or one column (they copy less), norms of Q and K, and norms
-that do not stand before their branch.
+groups that exchange heads, rings with windows, exchanges of one token or one column (they copy less), norms
+of Q and K, and norms that do not stand before their branch.
 """
 
 from __future__ import annotations
@@ -149,7 +151,7 @@ def predict_layer(
     return [
         *layer.norm(1, "input"),
         *layer.inside_attention(),
-        layer.cut("attention", "attention of all heads, input of the output matrix", *layer.heads()),
+        layer.of_queries("attention of all heads, input of the output matrix", *layer.heads()),
         *layer.mask("attention", first_drop + 1),
         *layer.norm(2, residual),
         *_mlp(model.activation, partial(layer.cut, "mlp"), f, "4·sbh" if f == 4 * h else "sbf", second),
@@ -230,6 +232,16 @@ class _Layer:
         nbytes = width * self.model.seq * self.b * columns // (self.t * self.cp)
         return Term(name, text, nbytes, makers, part=part)
 
+    @property
+    def queries(self) -> str:
+        """Columns of the queries of all heads, in writing: h, or q where a head's size is its own."""
+        return "h" if self.model.query_width == self.model.hidden else "q"
+
+    def of_queries(self, name: str, *makers: str) -> Term:
+        """A tensor of attention with a column for each element of all heads' queries."""
+        symbols, columns = f"sb{self.queries}", self.model.query_width
+        return self.cut("attention", name, *makers, columns=columns, symbols=symbols)
+
     def norm(self, number: int, before: str) -> list[Term]:
         """What a norm keeps: its input, its statistics, and its output for the matrix behind it."""
         made, mean = f"{OPERATOR[self.model.norm]}_forward {number}", self.model.norm == "layernorm"
@@ -282,20 +294,23 @@ class _Layer:
 
     def inside_attention(self) -> list[Term]:
         """Q, K and V, then what grows with s², or flash attention's log-sum-exp."""
-        model, h, k = self.model, self.model.hidden, self.model.key_width
+        model, q, k = self.model, self.model.query_width, self.model.key_width
         as_they_are = self.recompute == "selective" or not (self.unfused or self.exchange)
         if as_they_are and not self.rotates:
-            together = "3·sbh" if k == h else "sb(h+2k)"
-            first, columns = "addmm 1" if model.biased_qkv else "mm 1", h + 2 * k
+            together = f"3·sb{self.queries}" if k == q else f"sb({self.queries}+2k)"
+            first, columns = "addmm 1" if model.biased_qkv else "mm 1", q + 2 * k
             terms = [
                 self.cut("attention", "Q, K and V (one tensor)", first, columns=columns, symbols=together)
             ]
         else:
-            keys = "sbh" if k == h else "sbk"
+            queries = f"sb{self.queries}"
+            keys = queries if k == q else "sbk"
             makers = self.rotated if as_they_are else self.copies()[:3]
             terms = [
                 self.cut("attention", name, made, columns=n, symbols=symbols)
-                for name, made, n, symbols in zip("QKV", makers, (h, k, k), ("sbh", keys, keys), strict=True)
+                for name, made, n, symbols in zip(
+                    "QKV", makers, (q, k, k), (queries, keys, keys), strict=True
+                )
             ]
         if self.recompute != "none":
             return terms
@@ -303,7 +318,14 @@ class _Layer:
 
     def _scores(self) -> list[Term]:
         scores = partial(self.cut, "scores", columns=self.model.heads * self.model.seq, symbols="a·s²b")
-        terms = [scores("softmax", "softmax_forward 1")]
+        made = "softmax_sink_forward 1" if self.model.sinks else "softmax_forward 1"
+        terms = [scores("softmax", made)]
+        if self.model.attention_cap:
+            terms.insert(0, scores("scores before the cap", "bmm 1"))
+        if self.model.sinks:
+            nbytes = self.wide * self.model.heads * self.model.seq * self.b // (self.t * self.cp)
+            text = f"{self.wide}·a·sb{self.over_t}"
+            terms.append(Term("probabilities of the sinks", text, nbytes, (f"{made}.1",), True, "attention"))
         if self.drops:
             terms.append(scores("mask of the softmax's dropout", "dropout_forward 1.1", width=1))
             terms.append(scores("softmax after dropout", "dropout_forward 1"))
@@ -315,7 +337,7 @@ class _Layer:
         terms = [Term(name, text, nbytes, ("flash_forward 1.1",), True, "attention")]
         if self.exchange:
             name = "attention of this rank's heads, before its way back"
-            terms.append(self.cut("attention", name, "flash_forward 1"))
+            terms.append(self.of_queries(name, "flash_forward 1"))
         return terms
 
     def heads(self) -> tuple[str, ...]:
@@ -384,7 +406,9 @@ def predict(
     flash: bool = False,
     recompute: str = "none",
     sequence_parallel: bool = False,
+    capped: bool = False,
     key_width: int | None = None,
+    query_width: int | None = None,
     mlp: int | None = None,
     cp: int = 1,
     exchange: bool = False,
@@ -392,21 +416,22 @@ def predict(
     """Eq 17, the closed form: bytes a layer keeps on one of t·cp ranks, without what is listed separately.
 
     Outside the matrices' regions stay both norms' inputs and outputs and two masks: 4w + 2; inside 12w, cut
-    by t: Q, K, V and the heads' output 4, GELU 8. Other shapes: key_width k and mlp = n·f columns
-    (KEPT_OF_MLP). exchange: Ulysses in place of a ring.
+    by t: Q, K, V and the heads' output 4, GELU 8. Other shapes: key_width k, query_width q (h where heads
+    share out h) and mlp = n·f columns (KEPT_OF_MLP). capped: the scores are kept as well as their softmax.
+    exchange: Ulysses in place of a ring.
     """
     outside = cp * (t if sequence_parallel else 1)
     if recompute == "full":
         return w * s * b * h // outside
-    k, inner = key_width or h, mlp or 8 * h
+    q, inner = query_width or h, mlp or 8 * h
+    k = key_width or q
     masks = 2 if dropout else 0
-    twice = h if exchange and flash and recompute == "none" else 0
-    quadratic = (
-        0 if flash or recompute == "selective" else a * s * s * b * (2 * w + 1 if dropout else w) // (t * cp)
-    )
+    twice = q if exchange and flash and recompute == "none" else 0
+    each = (2 * w + 1 if dropout else w) + (w if capped else 0)
+    quadratic = 0 if flash or recompute == "selective" else a * s * s * b * each // (t * cp)
     return (
         (4 * w + masks) * s * b * h // outside
-        + w * s * b * (2 * h + 2 * k + inner + twice) // (t * cp)
+        + w * s * b * (2 * q + 2 * k + inner + twice) // (t * cp)
         + quadratic
     )
 

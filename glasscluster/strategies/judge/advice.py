@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glasscluster.base.errors import InputError, MessageLost, OutOfMemory
+from glasscluster.base.quantities import written_bytes
+from glasscluster.base.text import counted
 from glasscluster.model.config import ModelConfig
 from glasscluster.sim.ranks.backends.dry import record_rank, standing_in
 from glasscluster.sim.recording.graph import ExecutionGraph
@@ -113,7 +115,7 @@ def advise(
     fitting: list[tuple[float, int, Change, Plan]] = []
     enough: list[Change] = []  # changes that fit
     advice = Advice(candidates=len(listed))
-    say(f"looking for a plan that fits {capacity / 1e9:.4g} GB: {len(listed)} changes to judge")
+    say(f"looking for a plan that fits {written_bytes(capacity)}: {counted(len(listed), 'change')} to judge")
     for number, (change, other) in enumerate(listed):
         if any(_only_adds(change, less) for less in enough):
             continue
@@ -290,7 +292,8 @@ def surely_fits(plan: Plan, model: ModelConfig, capacity: float) -> bool:
     every tensor of a layer several times over at 8 bytes, of all micro-batches at once. A plan that passes
     need not be recorded to know that it fits.
     """
-    a_layer = 64 * model.hidden + 16 * model.width + 8 * model.heads * model.seq
+    widest = max(model.hidden, model.heads * model.score_dim)
+    a_layer = 64 * widest + 16 * model.width + 8 * model.heads * model.seq
     if model.experts:  # a row for each of a token's experts, and what the router says of all
         each = 16 * (model.hidden + model.expert_width)
         a_layer += model.top_k * each + 16 * model.shared_ffn + 16 * model.experts

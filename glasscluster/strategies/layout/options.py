@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.requests import Options
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.layout.sizes import Layout
 
 ALGORITHMS = ("ring", "native")
 
 
-class BatchOptions(BaseModel):
+class BatchOptions(Options):
     """micro_batches = global_batch / (micro_batch·dp)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Batches and collectives")
+    model_config = ConfigDict(title="Batches and collectives")
 
     micro_batch: int = Field(1, ge=1, description="sequences in a micro-batch")
     global_batch: int = Field(

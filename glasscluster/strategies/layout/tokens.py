@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from glasscluster.model.kernels.flash.costs import pairs
-from glasscluster.model.kernels.flash.parts import Rectangle, halves, with_prefix
+from glasscluster.model.kernels.flash.parts import Rectangle, halves, with_prefix, within
 
 KINDS = ("ring", "striped", "zigzag")
 
@@ -48,23 +48,30 @@ def parts(
     causal: bool = True,
     prefix: int = 0,
     jumps: bool = False,
+    window: int = 0,
 ) -> list[Rectangle]:
-    """The same with any mask: all keys where it is not causal, the prefix's everywhere.
+    """The same with any mask: all keys where it is not causal, the prefix's everywhere, those in a window.
 
-    The first part of a rank's own block has all queries.
+    The first part of a rank's own block has all queries, unless it is cut.
 
     Args:
         tokens: of one rank.
         jumps: cut where a rank's positions jump, so that a part's distances are equally far apart.
+        window: keys that a query sees, its own the last, under a causal mask without a prefix; 0: all. With
+            one, parts are cut where positions jump, too.
     """
     if causal:
         known = sum(p < prefix for p in tokens_of(kind, source, ranks, ranks * tokens)) if prefix else 0
         rectangles = with_prefix(rectangle(kind, rank, source, tokens), tokens, known)
     else:
         rectangles = [Rectangle(slice(0, tokens), slice(0, tokens), False)]
-    if jumps and kind == "zigzag":
-        return [piece for part in rectangles for piece in halves(part, tokens // 2)]
-    return rectangles
+    if (jumps or window) and kind == "zigzag":
+        rectangles = [piece for part in rectangles for piece in halves(part, tokens // 2)]
+    if not window:
+        return rectangles
+    mine, theirs = (tokens_of(kind, r, ranks, ranks * tokens) for r in (rank, source))
+    seen = (within(part, mine, theirs, window) for part in rectangles)
+    return [part for part in seen if part is not None]
 
 
 def tokens_of(kind: str, rank: int, ranks: int, tokens: int) -> Sequence[int]:
@@ -87,6 +94,7 @@ def work(
     causal: bool = True,
     prefix: int = 0,
     jumps: bool = False,
+    window: int = 0,
 ) -> list[int]:
     """Query-key pairs that each rank computes of one sequence, over the heads that it has inside attention.
 
@@ -101,11 +109,11 @@ def work(
         tokens: of the whole sequence.
         heads: of the whole model, or of a tensor-parallel rank.
         heads_cut: ranks of a group that exchange heads.
-        jumps: cut where a rank's positions jump, see `parts`.
+        jumps, window: see `parts`.
     """
     each = ranks if kind == "ulysses" else heads_cut
     kind, groups = "ring" if kind == "ulysses" else kind, ranks // each
-    n, mask = tokens // groups, (causal, prefix, jumps)
+    n, mask = tokens // groups, (causal, prefix, jumps, window)
     of_group = [
         sum(pairs(parts(kind, group, source, groups, n, *mask), tile) for source in range(groups))
         for group in range(groups)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from glasscluster.base.requests import Options
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.layout.sizes import Layout
 
 
-class MemoryOptions(BaseModel):
+class MemoryOptions(Options):
     """Activations: kept, attention's let go, or whole segments of layers let go."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Recomputation")
+    model_config = ConfigDict(title="Recomputation")
 
     recompute: Literal["none", "selective", "full"] = Field(
         "none", description="activations computed again in backward"

@@ -148,13 +148,13 @@ def predict_checkpoints(
         cp: context-parallel ranks.
     """
     tokens = sequences * model.seq
-    columns = (model.hidden + 2 * model.key_width) // tp
+    columns = (model.query_width + 2 * model.key_width) // tp
     if model.kv_latent:
         columns = 3 * model.heads * model.score_dim // tp
     elif model.transforms_qk:
-        columns = model.hidden // tp + 2 * max(model.key_width // tp, model.head_dim)
+        columns = model.query_width // tp + 2 * max(model.key_width // tp, model.head_dim)
     elif tp > model.key_heads:
-        columns = (model.hidden // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
+        columns = (model.query_width // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
     full = width * tokens * model.hidden // pieces * len(segments(layers, every))
     return {"none": 0, "selective": width * tokens // cp * columns * layers, "full": full}[kind]
 
@@ -180,8 +180,8 @@ def predict_flops(
         layers: layers of the stage by number; or how many, then they are the first ones.
         every: layers of a segment.
         sequences: b, sequences of a micro-batch.
-        pairs: query-key pairs of a sequence, over all heads and ranks; None: those of flash attention's tiles
-            without context parallelism.
+        pairs: query-key pairs of a sequence, over all heads, ranks and layers of the stage; None: those of
+            flash attention's tiles, without context parallelism.
         spares: for each segment, whether its last matrix is not repeated; None: as the model has it.
         routers: ranks that all compute the same router.
         latents: ranks that all compute the same projection to latents.
@@ -189,18 +189,16 @@ def predict_flops(
     """
     b, s, h, a, u = sequences, model.seq, model.hidden, model.heads, model.gates
     layers = range(layers) if isinstance(layers, int) else layers
-    scores = 2 * b * s * s * a * model.score_dim
-    flash = (
-        4
-        * b
-        * (a * costs.pairs(parts.whole(s, model.causal, model.prefix)) if pairs is None else pairs)
-        * model.score_dim
-    )
+    scores = 2 * b * s * s * a * model.score_dim * len(layers)
+    if pairs is None:
+        masks = (parts.whole(s, model.causal, model.prefix, model.window_of(layer)) for layer in layers)
+        pairs = a * sum(map(costs.pairs, masks))
+    flash = 4 * b * pairs * model.score_dim
     core = flash if model.attention == "flash" else 2 * scores
     if kind != "full":
         # the product with V is not repeated: backward needs only its inputs, and recomputation ends with them
-        return len(layers) * (flash if model.attention == "flash" else scores) if kind == "selective" else 0
-    attention = len(layers) * (2 * b * s * (model.head_products + latents * model.down * h) + core)
+        return (flash if model.attention == "flash" else scores) if kind == "selective" else 0
+    attention = len(layers) * 2 * b * s * (model.head_products + latents * model.down * h) + core
     dense = 2 * b * s * (u + 1) * h * sum(map(model.dense_width, layers))
     experts = 2 * b * s * h * model.experts * routers * sum(map(model.routed, layers))
     experts += 2 * assignments * (u + 1) * h * model.expert_width

@@ -43,7 +43,8 @@ def _flops(run: Judged) -> int:
     plan, model = run.plan, run.model
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     mask = model.causal, model.prefix, model.position in ("relative", "alibi")
-    pairs = sum(work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE, *mask))
+    shape = kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE, *mask
+    pairs = {window: sum(work(*shape, window)) for window in model.windows}
     # a matrix whose weight gradient is deferred saves its input after its product, so the product runs again
     fused, stops = plan.tp > 1 and plan.tp_overlap, not plan.pipeline.splits
     routers = 1 if plan.sequence_parallel else plan.tp
@@ -51,7 +52,8 @@ def _flops(run: Judged) -> int:
     for layers in plan.stage_layers(model):
         spared = [stops and last_spared(model, layer, fused) for layer in ends(layers, plan.recompute_every)]
         stage = plan.recompute, model, layers, plan.recompute_every, plan.micro_batch
-        one = predict_flops(*stage, pairs=pairs, spares=spared, routers=routers, latents=plan.tp)
+        seen = sum(pairs[model.window_of(layer)] for layer in layers)
+        one = predict_flops(*stage, pairs=seen, spares=spared, routers=routers, latents=plan.tp)
         flops += one * plan.micro_batches * plan.dp
     if model.experts and plan.recompute == "full":
         # the tp ranks send the same rows to the same experts, of which each has some columns

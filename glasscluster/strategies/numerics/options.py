@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.requests import Options
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.rate import RateSchedule
 from glasscluster.strategies.layout.sizes import Layout
@@ -20,10 +21,10 @@ Precision = Literal["fp64", "fp32", "bf16", "fp16", "fp8"]
 RUNS: tuple[Precision, ...] = ("fp64", "fp32", "bf16", "fp16")  # fp8 has a cost and does not run here
 
 
-class PrecisionOptions(BaseModel):
+class PrecisionOptions(Options):
     """Number formats of weights, gradients and the optimizer's own copies."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Number formats")
+    model_config = ConfigDict(title="Number formats")
 
     precision: Precision = Field("fp32", description="number format of weights and activations")
     grad_dtype: Literal["same", "fp32"] = Field("same", description="number format of gradients")
@@ -79,10 +80,10 @@ class PrecisionOptions(BaseModel):
             raise InputError("master_weights", self.master_weights, rule, ["auto", "fp32"])
 
 
-class StepOptions(BaseModel):
+class StepOptions(Options):
     """The update rule, its learning rate over the run, and the steps that are not taken."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Optimizer, learning rate and skipped steps")
+    model_config = ConfigDict(title="Optimizer, learning rate and skipped steps")
 
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="update rule")
     lr: float = Field(1e-3, gt=0, description="learning rate, at its peak")

@@ -5,20 +5,20 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.requests import Numbers
+from glasscluster.base.requests import Numbers, Options
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.layout.sizes import Layout
 from glasscluster.strategies.pipeline.schedules import FOLDED, SCHEDULES, chunks, default_name, make_schedule
 from glasscluster.strategies.pipeline.schedules.base import Schedule
 
 
-class PipelineOptions(BaseModel):
+class PipelineOptions(Options):
     """The layers are cut into pp·V stages, which micro-batches pass one after the other."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Pipeline parallelism")
+    model_config = ConfigDict(title="Pipeline parallelism")
 
     pp: int = Field(1, ge=1, description="pipeline stages")
     schedule: str = Field(
@@ -45,13 +45,15 @@ class PipelineOptions(BaseModel):
         chunks(self.schedule, self.virtual_stages)  # as many as the schedule has
         stages, v = self.stages, self.virtual_stages
         if stages > model.layers:
-            fewer_ranks = v == 1 or self.schedule in FOLDED
-            field, most = (
-                ("pp", model.layers // v) if fewer_ranks else ("virtual_stages", model.layers // self.pp)
-            )
             why = f", and pp x virtual-stages = {stages}" if v > 1 else ""
             rule = f"every stage needs at least one of the {model.layers} layers{why}"
-            raise InputError(field, getattr(self, field), rule, range(1, most + 1))
+            if self.schedule in FOLDED and model.layers < v:
+                raise InputError(
+                    "layers", model.layers, f"{self.schedule} cuts them in {v} stages a rank", [v]
+                )
+            if v == 1 or self.schedule in FOLDED or self.pp > model.layers:
+                raise InputError("pp", self.pp, rule, range(1, max(1, model.layers // v) + 1))
+            raise InputError("virtual_stages", v, rule, range(1, model.layers // self.pp + 1))
         if self.layers_per_stage is not None:
             given = list(self.layers_per_stage)
             if len(given) != stages or sum(given) != model.layers or min(given) < 1:

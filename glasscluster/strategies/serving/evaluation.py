@@ -150,9 +150,13 @@ def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
     return result
 
 
-def encode(text: bytes, tokenizer: Tokenizer | None) -> list[int]:
-    """The tokens of a text; without a tokenizer its bytes."""
-    return list(text) if tokenizer is None else tokenizer.encode(text)
+def encode(text: bytes, tokenizer: Tokenizer | None, begins: bool = False) -> list[int]:
+    """The tokens of a text; without a tokenizer its bytes. begins: nothing stands before it, so that the
+    tokens come first that the tokenizer puts before a text. None come behind: the model goes on.
+    """
+    if tokenizer is None:
+        return list(text)
+    return [*(tokenizer.rules.before if begins else ()), *tokenizer.encode(text)]
 
 
 def row_of(item: Item, choice: int, tokenizer: Tokenizer | None, seq: int) -> tuple[list[int], int]:
@@ -162,9 +166,9 @@ def row_of(item: Item, choice: int, tokenizer: Tokenizer | None, seq: int) -> tu
     are tokenized separately: if a token spanned both, no token would be where the continuation begins.
     """
     if isinstance(item, Choice):
-        before, after = encode(item.context, tokenizer), encode(item.choices[choice], tokenizer)
+        before, after = encode(item.context, tokenizer, begins=True), encode(item.choices[choice], tokenizer)
     else:
-        tokens = encode(item.text, tokenizer)  # type: ignore[union-attr]
+        tokens = encode(item.text, tokenizer, begins=True)  # type: ignore[union-attr]
         before, after = tokens[:1], tokens[1:]
     return [*before, *after][-(seq + 1) :], min(len(after), seq)
 
@@ -173,9 +177,7 @@ def text_of(tokens: Iterable[int], tokenizer: Tokenizer | None) -> bytes:
     """The bytes that tokens stand for; U+FFFD for numbers that only the model's table has."""
     if tokenizer is None:
         return b"".join(bytes([t]) if t < 256 else UNKNOWN for t in tokens)
-    specials = set(tokenizer.specials.values())
-    known = ((t, t in tokenizer.tokens or t in specials) for t in tokens)
-    return b"".join(tokenizer.decode_bytes([t]) if there else UNKNOWN for t, there in known)
+    return b"".join(tokenizer.decode_bytes([t]) if t in tokenizer else UNKNOWN for t in tokens)
 
 
 def scored_of(item: Item, tokenizer: Tokenizer | None, seq: int) -> tuple[int, int]:
@@ -264,7 +266,7 @@ def answers(
     tokenizer: Tokenizer | None,
 ) -> list[bytes]:
     """The model's answers to a prompt: `job.samples` texts of `tokens` tokens each."""
-    prompt = encode(item.text, tokenizer)[-(job.model.seq + 1 - tokens) :]
+    prompt = encode(item.text, tokenizer, begins=True)[-(job.model.seq + 1 - tokens) :]
     cache = StaticCache(stage, job.samples, len(prompt) + tokens - 1)
     # the hash of a tuple of integers is the same in every process
     sampling = dataclasses.replace(job.sampling, seed=hash(seed) & 0x7FFFFFFF)

@@ -68,7 +68,7 @@ class GenerationJob:
     cache: CacheKind = "static"
     tp: int = 1
     block: int = 16
-    window: int = 0  # tokens that attention looks back; 0: all
+    window: int = 0  # tokens that a sliding cache keeps, or attention without a cache looks back; 0: all
     chunk: int = 0
     precision: str = "fp32"
     sampling: Sampling = GREEDY

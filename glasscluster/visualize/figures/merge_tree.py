@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from glasscluster.model.text.pre_tokens import pieces
 from glasscluster.visualize.figures.layout import LEGEND, plain_layout
 from glasscluster.visualize.words import word
 
@@ -67,7 +66,7 @@ def merge_tree_figure(tokenizer: Tokenizer, words: Sequence[str], lang: str = "e
     lines: tuple[list[float | None], list[float | None]] = ([], [])
     for text in words:
         begin = left
-        for piece in pieces(text.encode()):
+        for piece in tokenizer.pieces(text.encode()):
             roots = merge_tree(tokenizer, piece)
             highest = max(highest, *(r.height for r in roots))
             for root in roots:
@@ -80,7 +79,7 @@ def merge_tree_figure(tokenizer: Tokenizer, words: Sequence[str], lang: str = "e
                         lines[1].extend([child.height * LEVEL, y, y, None])
             _characters(figure, piece, left)
             left += len(piece)
-        count = sum(len(merge_tree(tokenizer, p)) for p in pieces(text.encode()))
+        count = sum(len(merge_tree(tokenizer, p)) for p in tokenizer.pieces(text.encode()))
         said = word("tree_word", lang, text=text.replace(" ", "␣"), bytes=len(text.encode()), tokens=count)
         middle = (begin + left - 1) / 2
         figure.add_annotation(

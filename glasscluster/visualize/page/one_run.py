@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.visualize.page.assemble import write_report
 from glasscluster.visualize.page.report import Chapter, Report
 from glasscluster.visualize.page.story import story_of
@@ -38,12 +38,12 @@ def write_run_report(
 
 def _run_title(plan: dict[str, Any] | None, gpus: int) -> Said:
     if not plan:
-        return Said(f"A program on {gpus} GPUs", f"{gpus} 块 GPU 上的程序")
+        return Said(f"A program on {counted(gpus, 'GPU')}", f"{gpus} 块 GPU 上的程序")
     split = [f"{axis} {plan[axis]}" for axis in ("dp", "tp", "pp", "cp", "ep") if plan.get(axis, 1) > 1]
     zero = [f"ZeRO-{plan['zero']}"] if plan["zero"] else []
     more = zero + ([plan["schedule"]] if plan["pp"] > 1 else [])
     english, chinese = (" · ".join((split or [alone]) + more) for alone in ("one GPU", "单块 GPU"))
-    return Said(f"Training on {gpus} GPUs: {english}", f"{gpus} 块 GPU 上的训练：{chinese}")
+    return Said(f"Training on {counted(gpus, 'GPU')}: {english}", f"{gpus} 块 GPU 上的训练：{chinese}")
 
 
 def _run_note(model: dict[str, Any] | None) -> Said | None:

@@ -12,24 +12,26 @@ from torch import Tensor
 
 from glasscluster.base import operator_costs
 from glasscluster.model.kernels.flash.parts import Rectangle
-from glasscluster.model.kernels.flash.tiles import STRIP, TILE, tiles
+from glasscluster.model.kernels.flash.tiles import STRIP, TILE, keys_seen, queries_seeing, tiles
 from glasscluster.model.kernels.precision import accumulation_dtype
+from glasscluster.model.kernels.scores import Scores
 
 
-def tile_pairs(n: int, causal: bool, tile: int = TILE, keys: int | None = None) -> int:
+def tile_pairs(n: int, causal: bool, tile: int = TILE, keys: int | None = None, window: int = 0) -> int:
     """Query-key pairs of one head that are computed, in whole tiles.
 
-    n·keys without a mask; about half of it under a causal mask, exactly n(n+1)/2 in tiles of 1 x 1.
+    n·keys without a mask; about half of it under a causal mask, exactly n(n+1)/2 in tiles of 1 x 1. With a
+    window of w besides, n·w - w(w-1)/2 in tiles of 1 x 1.
     """
     keys = n if keys is None else keys
-    seen = ((r1 - r0, min(-(-r1 // tile) * tile, keys) if causal else keys) for r0, r1 in tiles(n, tile))
-    return sum(rows * columns for rows, columns in seen)
+    seen = ((rows, keys_seen(rows, keys, causal, window, tile)) for rows in tiles(n, tile))
+    return sum((r1 - r0) * (last - first) for (r0, r1), (first, last) in seen)
 
 
 def pairs(parts: Sequence[Rectangle], tile: int = TILE) -> int:
     """Query-key pairs of one head that are computed in all parts (parts.py), in whole tiles."""
-    sizes = ((p.queries.stop - p.queries.start, p.keys.stop - p.keys.start, p.causal) for p in parts)
-    return sum(tile_pairs(queries, causal, tile, keys) for queries, keys, causal in sizes)
+    sizes = ((p.queries.stop - p.queries.start, p.keys.stop - p.keys.start, p) for p in parts)
+    return sum(tile_pairs(queries, p.causal, tile, keys, p.window) for queries, keys, p in sizes)
 
 
 def forward_traffic(
@@ -41,6 +43,7 @@ def forward_traffic(
     tile: int = TILE,
     keys: int | None = None,
     group: int = 1,
+    window: int = 0,
 ) -> int:
     """Slow-memory bytes of one key head and its `group` of query heads, forward.
 
@@ -49,7 +52,8 @@ def forward_traffic(
     has Q, O and L; the group reads K and V once.
     """
     keys = n if keys is None else keys
-    read = sum(min(-(-r1 // tile) * tile, keys) if causal else keys for _, r1 in tiles(n, tile))
+    spans = (keys_seen(rows, keys, causal, window, tile) for rows in tiles(n, tile))
+    read = sum(last - first for first, last in spans)
     return (2 * n * d * group + 2 * read * d) * size + n * group * accumulator
 
 
@@ -62,6 +66,7 @@ def backward_traffic(
     tile: int = TILE,
     keys: int | None = None,
     group: int = 1,
+    window: int = 0,
 ) -> int:
     """Slow-memory bytes of one key head and its `group` of query heads, backward.
 
@@ -69,19 +74,23 @@ def backward_traffic(
     once.
     """
     keys = n if keys is None else keys
-    queries = sum(n - c0 if causal else n for c0, _ in tiles(keys, tile))
+    spans = (queries_seeing(cols, n, causal, window, tile) for cols in tiles(keys, tile))
+    queries = sum(last - first for first, last in spans)
     before = 2 * n * d * size + (n + n * d) * accumulator
     rounded = n * d * (size + accumulator) if size != accumulator else 0
     each = 2 * d * size + (2 * d + 2) * accumulator
     return group * (before + queries * each + rounded) + 4 * keys * d * size
 
 
-def bias_steps(n: int, causal: bool, tile: int = TILE, keys: int | None = None) -> tuple[int, int]:
+def bias_steps(
+    n: int, causal: bool, tile: int = TILE, keys: int | None = None, window: int = 0
+) -> tuple[int, int]:
     """Numbers of a bias that one head reads forward and backward: rows + columns - 1 in each step."""
     keys, strip = n if keys is None else keys, STRIP * tile
-    forward = [(rows, cols) for rows in tiles(n, tile) for cols in tiles(rows[1] if causal else keys, strip)]
-    first = {cols: cols[0] if causal else 0 for cols in tiles(keys, tile)}
-    backward = [(rows, cols) for cols in first for rows in tiles(n, strip, first[cols])]
+    seen = {rows: keys_seen(rows, keys, causal, window, tile) for rows in tiles(n, tile)}
+    forward = [(rows, cols) for rows, (first, last) in seen.items() for cols in tiles(last, strip, first)]
+    seeing = {cols: queries_seeing(cols, n, causal, window, tile) for cols in tiles(keys, tile)}
+    backward = [(rows, cols) for cols, (first, last) in seeing.items() for rows in tiles(last, strip, first)]
     a, b = (sum(r1 - r0 + c1 - c0 - 1 for (r0, r1), (c0, c1) in steps) for steps in (forward, backward))
     return a, b
 
@@ -96,46 +105,51 @@ def _shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int, int]:
 
 def _forward_flops(args, out) -> int:
     b, a, _, n, keys, d = _shape(*args[:2])
-    return b * a * 4 * tile_pairs(n, args[3], keys=keys) * d
+    return b * a * 4 * tile_pairs(n, args[3], keys=keys, window=Scores(*args[4:]).window) * d
 
 
 def _forward_bytes(args, out) -> int:
     b, a, heads, n, keys, d = _shape(*args[:2])
-    sizes = args[0].element_size(), accumulation_dtype(args[0].dtype).itemsize
-    return b * heads * forward_traffic(n, d, args[3], *sizes, keys=keys, group=a // heads)
+    sizes, window = _sizes(args[0]), Scores(*args[4:]).window
+    return b * heads * forward_traffic(n, d, args[3], *sizes, keys=keys, group=a // heads, window=window)
 
 
 def _backward_flops(args, out) -> int:
     b, a, _, n, keys, d = _shape(*args[1:3])
-    return b * a * 10 * tile_pairs(n, args[6], keys=keys) * d
+    return b * a * 10 * tile_pairs(n, args[6], keys=keys, window=Scores(*args[7:]).window) * d
 
 
 def _backward_bytes(args, out) -> int:
     b, a, heads, n, keys, d = _shape(*args[1:3])
-    sizes = args[1].element_size(), accumulation_dtype(args[1].dtype).itemsize
-    return b * heads * backward_traffic(n, d, args[6], *sizes, keys=keys, group=a // heads)
+    sizes, window = _sizes(args[1]), Scores(*args[7:]).window
+    return b * heads * backward_traffic(n, d, args[6], *sizes, keys=keys, group=a // heads, window=window)
+
+
+def _sizes(x: Tensor) -> tuple[int, int]:
+    """Bytes of an element of a tensor, and of the type in which it is summed."""
+    return x.element_size(), accumulation_dtype(x.dtype).itemsize
 
 
 def _biased_forward_bytes(args, out) -> int:
-    q, k, v, bias, causal = args
-    read = bias_steps(q.shape[2], causal, keys=k.shape[2])[0]
-    return _forward_bytes((q, k, v, causal), out) + len(bias) * bias.element_size() * read
+    q, k, v, bias, causal, *how = args
+    read = bias_steps(q.shape[2], causal, keys=k.shape[2], window=Scores(*how).window)[0]
+    return _forward_bytes((q, k, v, causal, *how), out) + len(bias) * bias.element_size() * read
 
 
 def _biased_backward_bytes(args, out) -> int:
     """Besides, the bias's sums are set to zero once, and read and written in each step."""
-    q, k, bias, causal, wanted = args[1], args[2], args[6], args[7], args[8]
-    read = bias_steps(q.shape[2], causal, keys=k.shape[2])[1]
+    q, k, (bias, causal, wanted, *how) = args[1], args[2], args[6:]
+    read = bias_steps(q.shape[2], causal, keys=k.shape[2], window=Scores(*how).window)[1]
     numbers = 3 * read + bias.shape[1] if wanted else read
-    return _backward_bytes((*args[:6], causal), out) + len(bias) * bias.element_size() * numbers
+    return _backward_bytes((*args[:6], causal, *how), out) + len(bias) * bias.element_size() * numbers
 
 
 def _biased_forward_flops(args, out) -> int:
-    return _forward_flops((*args[:3], args[4]), out)
+    return _forward_flops((*args[:3], *args[4:]), out)
 
 
 def _biased_backward_flops(args, out) -> int:
-    return _backward_flops((*args[:6], args[7]), out)
+    return _backward_flops((*args[:6], args[7], *args[9:]), out)
 
 
 operator_costs.register("glasscluster::flash_forward", _forward_flops, _forward_bytes)

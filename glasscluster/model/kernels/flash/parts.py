@@ -11,6 +11,10 @@
               # │ # ◣ .              and outputs are merged by log-sum-exp (Eq 6), as a ring merges blocks:
               # │ # # ◣              s = sigmoid(L_part - L);  O += s (O_part - O);  L = log(e^L + e^L_part)
 
+A window w is a part's own: query i of the part sees keys j > i - w. In a whole sequence this is what the
+model says; in a block of a ring, whose first query stands d tokens behind its first key, it is w - d, and
+keys or queries that are left with nothing are cut off (`within`).
+
 Packed documents (packing.py) are a triangle each, and nothing else: no two share queries or keys, so there is
 nothing to merge.
 
@@ -34,11 +38,15 @@ from torch import Tensor
 
 
 class Rectangle(NamedTuple):
-    """A part of attention: some queries with some of the keys, under a causal mask or all."""
+    """A part of attention: some queries with some of the keys, under a causal mask or all.
+
+    With a window query i sees only keys j > i - window, both counted from the part's first; 0: none.
+    """
 
     queries: slice
     keys: slice
     causal: bool
+    window: int = 0
 
 
 def with_prefix(base: Rectangle | None, tokens: int, prefix: int) -> list[Rectangle]:
@@ -57,10 +65,29 @@ def with_prefix(base: Rectangle | None, tokens: int, prefix: int) -> list[Rectan
     return [p for p in parts if p.queries.start < p.queries.stop and p.keys.start < p.keys.stop]
 
 
-def whole(tokens: int, causal: bool, prefix: int) -> list[Rectangle]:
+def whole(tokens: int, causal: bool, prefix: int, window: int = 0) -> list[Rectangle]:
     """A whole sequence. The first part has all queries."""
     everything = slice(0, tokens)
-    return with_prefix(Rectangle(everything, everything, causal), tokens, prefix if causal else 0)
+    return with_prefix(Rectangle(everything, everything, causal, window), tokens, prefix if causal else 0)
+
+
+def within(part: Rectangle, queries: Sequence[int], keys: Sequence[int], window: int) -> Rectangle | None:
+    """What a window leaves of a part; None: nothing.
+
+    queries, keys: positions of all queries and keys, as in `distances`: neighbours inside the part are
+    equally far apart. Where they are s apart, query a of the part sees key b if
+    a - b < (window - distance of the first query from the first key) / s.
+    """
+    rows, cols = queries[part.queries], keys[part.keys]
+    step = rows[1] - rows[0] if len(rows) > 1 else cols[1] - cols[0] if len(cols) > 1 else 1
+    reach = -((rows[0] - cols[0] - window) // step)  # keys b > a - reach are seen
+    n = min(len(rows), len(cols) - 1 + reach)  # queries that see the last key
+    if n <= 0 or (part.causal and reach <= 0):
+        return None
+    first = max(0, 1 - reach)  # the first key that the first query sees
+    reach += first
+    seen = slice(part.queries.start, part.queries.start + n), slice(part.keys.start + first, part.keys.stop)
+    return Rectangle(*seen, part.causal, reach if reach < n else 0)
 
 
 def by_document(

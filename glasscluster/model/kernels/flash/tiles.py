@@ -36,6 +36,18 @@ def tiles(n: int, tile: int, first: int = 0) -> list[Span]:
     return [(a, min(a + tile, n)) for a in range(first, n, tile)]
 
 
+def keys_seen(rows: Span, keys: int, causal: bool, window: int, tile: int) -> Span:
+    """The keys that a tile of queries is computed with: whole tiles from the first that any of them sees."""
+    first = max(0, rows[0] - window + 1) // tile * tile if window else 0
+    return first, rows[1] if causal else keys
+
+
+def queries_seeing(cols: Span, n: int, causal: bool, window: int, tile: int) -> Span:
+    """The queries that a tile of keys is computed with: whole tiles to the last that sees any of them."""
+    last = min(n, -(-(cols[1] + window - 1) // tile) * tile) if window else n
+    return cols[0] if causal else 0, last
+
+
 def fold_heads(x: Tensor, heads: int) -> Tensor:
     """[b, a, N, d] -> [b · a_kv, N·g, d] in the accumulation type: a group's rows of a token side by side."""
     x = x.to(accumulation_dtype(x.dtype))
@@ -77,6 +89,14 @@ def future_mask(n: int, group: int, like: Tensor) -> Tensor:
     """
     above = torch.full((n, n), float("-inf"), dtype=like.dtype, device=like.device).triu_(1)
     return above[:, None].expand(n, group, n).reshape(n * group, n) if group > 1 else above
+
+
+def hide_past(scores: Tensor, rows: Span, cols: Span, window: int) -> None:
+    """Hide the keys of a tile that its queries no longer see: j <= i - window. Elsewhere nothing happens."""
+    n, m = rows[1] - rows[0], cols[1] - cols[0]
+    if rows[1] - cols[0] > window:
+        past = torch.ones(n, m, dtype=torch.bool, device=scores.device).tril_(rows[0] - cols[0] - window)
+        scores.view(len(scores), n, -1, m).masked_fill_(past[:, None], float("-inf"))
 
 
 def hide_future(scores: Tensor, mask: Tensor) -> None:

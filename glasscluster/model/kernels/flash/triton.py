@@ -20,6 +20,7 @@ from glasscluster.model.kernels.flash.triton_kernels import (
     dq_kernel,
     forward_kernel,
 )
+from glasscluster.model.kernels.scores import PLAIN, Scores
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -65,12 +66,14 @@ def _launch(
         return
     ieee = sizes["PRECISION"] == "ieee"
     if (way, ieee) not in _tuned:
-        tune = triton.autotune(IEEE if ieee else NARROW[way], key=["HEAD", "CAUSAL", "GROUP"])
+        tune = triton.autotune(
+            IEEE if ieee else NARROW[way], key=["HEAD", "CAUSAL", "GROUP", "WINDOW", "CAP"]
+        )
         _tuned[way, ieee] = tune(KERNELS[way])
     _tuned[way, ieee][lambda meta: (triton.cdiv(lengths, meta[tiles_of]), heads, sequences)](*args, **sizes)
 
 
-def _sizes(q: Tensor, k: Tensor, causal: bool) -> dict[str, Any]:
+def _sizes(q: Tensor, k: Tensor, causal: bool, how: Scores) -> dict[str, Any]:
     """What a kernel is compiled for. Products of matrices want sides of 16 at least."""
     head = q.shape[3]
     ieee = q.dtype == torch.float32
@@ -79,6 +82,8 @@ def _sizes(q: Tensor, k: Tensor, causal: bool) -> dict[str, Any]:
         "WIDTH": max(16, triton.next_power_of_2(head)),
         "GROUP": q.shape[1] // k.shape[1],
         "CAUSAL": causal,
+        "WINDOW": how.window > 0,
+        "CAP": how.cap > 0,
         "PRECISION": "ieee" if ieee else "tf32",  # of no effect on 16-bit inputs
     }
 
@@ -92,9 +97,9 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [x.stride(i) for x in tensors for i in range(3)]
 
 
-def check(q: Tensor, k: Tensor, causal: bool) -> None:
+def check(q: Tensor, k: Tensor, causal: bool, window: int = 0) -> None:
     """Shapes as in the torch version; one of DTYPES."""
-    check_shapes(q, k, causal)
+    check_shapes(q, k, causal, window)
     if q.dtype not in DTYPES:
         known = ", ".join(map(str, DTYPES))
         instead = "the torch version has float64 too"
@@ -107,17 +112,19 @@ def forward(
     v: Tensor,
     causal: bool,
     tiles: tuple[int, int] | None = None,
+    how: Scores = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Output [b, a, N, d] in q's type and log-sum-exp L [b, a, N] in float32.
 
     tiles: rows and columns; tuned unless given.
     """
-    check(q, k, causal)
+    check(q, k, causal, how.window)
     q, k, v = _rows(q), _rows(k), _rows(v)
     out, lse = forward_like(q)
     b, a, n, d = q.shape
-    args = (q, k, v, out, lse, d**-0.5, n, k.shape[2], *_strides(q, k, v, out))
-    _launch("forward", "ROWS", n, a, b, args, tiles, **_sizes(q, k, causal))
+    numbers = (how.scale_of(d), how.cap, how.window, n, k.shape[2])
+    args = (q, k, v, out, lse, *numbers, *_strides(q, k, v, out))
+    _launch("forward", "ROWS", n, a, b, args, tiles, **_sizes(q, k, causal, how))
     return out, lse
 
 
@@ -130,19 +137,20 @@ def backward(
     lse: Tensor,
     causal: bool,
     tiles: tuple[int, int] | None = None,
+    how: Scores = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, in their types. Of a block of keys its share, as in the torch version."""
-    check(q, k, causal)
+    check(q, k, causal, how.window)
     d_out, q, k, v, out = (_rows(x) for x in (d_out, q, k, v, out))
-    (b, a, n, d), (heads, keys), sizes = q.shape, k.shape[1:3], _sizes(q, k, causal)
+    (b, a, n, d), (heads, keys), sizes = q.shape, k.shape[1:3], _sizes(q, k, causal, how)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     lse, delta = lse.contiguous(), lse.new_empty(lse.shape)
     delta_kernel[(triton.cdiv(n, 64), a, b)](
         d_out, out, delta, n, *_strides(d_out, out), HEAD=d, WIDTH=sizes["WIDTH"], ROWS=64
     )
-    both = (q, k, v, d_out, lse, delta)
-    of_keys = (*both, dk, dv, d**-0.5, n, keys, *_strides(q, k, v, d_out, dk, dv))
-    of_queries = (*both, dq, d**-0.5, n, keys, *_strides(q, k, v, d_out, dq))
+    both, numbers = (q, k, v, d_out, lse, delta), (how.scale_of(d), how.cap, how.window, n, keys)
+    of_keys = (*both, dk, dv, *numbers, *_strides(q, k, v, d_out, dk, dv))
+    of_queries = (*both, dq, *numbers, *_strides(q, k, v, d_out, dq))
     _launch("dkdv", "COLS", keys, heads, b, of_keys, tiles, **sizes)
     _launch("dq", "ROWS", n, a, b, of_queries, tiles, **sizes)
     return dq, dk, dv

@@ -150,11 +150,18 @@ def load(algorithm: str) -> str:
             _run(path, algorithm)
             _LOADED.add(str(path))
     if not any(name in known for known in ALGORITHMS.values()):
-        registered = sorted({n for known in ALGORITHMS.values() for n in known if n != NATIVE})
-        raise InputError(
-            "algorithm", algorithm, f"{file} registers no algorithm of this name with @collective", registered
-        )
+        here = {n for known in ALGORITHMS.values() for n, steps in known.items() if _stands_in(steps, path)}
+        rule = f"{file} registers no algorithm of this name with @collective"
+        if here:
+            rule += f", but {', '.join(sorted(here))}"
+        raise InputError("algorithm", algorithm, rule, [f"{file}:{n}" for n in sorted(here)])
     return name
+
+
+def _stands_in(steps: Callable | None, path: Path) -> bool:
+    """Whether the steps of an algorithm are written in this file."""
+    code = getattr(steps, "__code__", None)
+    return code is not None and Path(code.co_filename) == path
 
 
 def _run(path: Path, algorithm: str) -> None:
