@@ -1,16 +1,17 @@
 """Files that people bring, and files that must not be lost: the one reader, and the one writer.
 
-A file that somebody names can be anything: a pipe that never ends, a device, four gigabytes in four megabytes,
-a text in another encoding, JSON a million brackets deep. `read_bytes`, `read_text` and `read_json` (and `arrays.read_npz`)
-take regular files up to a size, and refuse everything else by an InputError that names the field.
+A file that somebody names can be anything: a pipe that never ends, a device, four gigabytes in four
+megabytes, a text in another encoding, JSON a million brackets deep. `read_bytes`, `read_text` and
+`read_json` (and `arrays.read_npz`) take regular files up to a size, and refuse everything else by an
+InputError that names the field.
 
-A file that we write can be cut anywhere: the process is killed, the disk is full. `replacing` writes beside the
-file, makes the disk keep it, and renames: whoever looks sees the old file or the new one. `replacing_together`
-does it for files that are true only together, as a model's shape and its weights:
+A file that we write can be cut anywhere: the process is killed, the disk is full. `replacing` writes beside
+the file, makes the disk keep it, and renames: whoever looks sees the old file or the new one.
+`replacing_together` does it for files that are true only together, as a model's shape and its weights:
 
-    1. all of them are written into FOLDER/.glass-writing-XXXX, and flushed          (killed here: the old ones)
-    2. that folder is renamed to FOLDER/.glass-complete                              (this is the moment)
-    3. each file is moved to its place; `finish` does what is left of this           (killed here: the new ones)
+    1. all of them are written into FOLDER/.glass-writing-XXXX, and flushed     (killed here: the old ones)
+    2. that folder is renamed to FOLDER/.glass-complete                         (this is the moment)
+    3. each file is moved to its place; `finish` does what is left of this      (killed here: the new ones)
 
 Every reader and every writer of such a set calls `finish` first.
 """

@@ -23,7 +23,8 @@ GRACE_S = 5.0  # for an orderly end
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 AGAIN_S = 0.05  # until a KeyboardInterrupt that was lost is sent again
 SHOWN = 5  # paths that the last line names
-# Threads that the interpreter cannot end: ranks (torch aborts), and waits for a message (it would wait as well).
+# Threads that the interpreter cannot end: ranks (torch aborts), and waits for a message (it would wait as
+# well).
 OURS = ("rank-", "message")
 
 
@@ -44,7 +45,9 @@ class Ending:
         raise KeyboardInterrupt
 
     def ignored(self, problem: sys.UnraisableHookArgs) -> None:
-        """The hook for errors that nobody can catch, as in a finalizer: the KeyboardInterrupt is sent again."""
+        """The hook for errors that nobody can catch, as in a finalizer: the KeyboardInterrupt is sent
+        again.
+        """
         if self.signal and issubclass(problem.exc_type, KeyboardInterrupt):
             number, self.signal = self.signal, 0
             threading.Timer(AGAIN_S, os.kill, (os.getpid(), number)).start()

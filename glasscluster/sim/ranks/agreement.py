@@ -1,18 +1,18 @@
 """What ranks say of the same collective, compared before its data moves.
 
-A collective works only if all its ranks mean the same: the operation, the reduction, the root, the length, the
-dtype, the algorithm and its options, the group, and the place in the order of that group's collectives. A
-reduction of which one rank takes the maximum and another the sum sends the same messages, and ends with wrong
-numbers on every rank. So each rank describes its call (`describe`), and the second to come finds what the first
-one said:
+A collective works only if all its ranks mean the same: the operation, the reduction, the root, the length,
+the dtype, the algorithm and its options, the group, and the place in the order of that group's collectives.
+A reduction of which one rank takes the maximum and another the sum sends the same messages, and ends with
+wrong numbers on every rank. So each rank describes its call (`describe`), and the second to come finds what
+the first one said:
 
-    rank 0   group dp, number 7:  all_reduce(ring), op sum, 8 x float32     ──►  noted
-    rank 2   group dp, number 7:  all_reduce(ring), op max, 8 x float32     ──►  CollectiveMismatch, on rank 2
+    rank 0   group dp, number 7:  all_reduce(ring), op sum, 8 x float32   ──►  noted
+    rank 2   group dp, number 7:  all_reduce(ring), op max, 8 x float32   ──►  CollectiveMismatch on rank 2
 
 On threads the calls are a dictionary (`Calls`). Between processes they lie in the store in which the process
-group met (`StoreCalls`): one request a collective, about as long as one message, on TCP also where the data goes
-over NCCL. This is control traffic: neither counted nor on the graph. Messages between two ranks are compared in
-the same way, by number, dtype and length; on threads where they are delivered.
+group met (`StoreCalls`): one request a collective, about as long as one message, on TCP also where the data
+goes over NCCL. This is control traffic: neither counted nor on the graph. Messages between two ranks are
+compared in the same way, by number, dtype and length; on threads where they are delivered.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def describe(
         algorithm: by its registered name.
         x: the buffer.
         group: the communicator's number with that of its mesh, its axis, its ranks.
-        options: of the call: op, src or dst, the algorithm's own. Splits and tensors are left out: they differ
-            between ranks.
+        options: of the call: op, src or dst, the algorithm's own. Splits and tensors are left out: they
+            differ between ranks.
     """
     number, axis, ranks = group
     words = [f"{operation}({algorithm})"]
@@ -83,7 +83,8 @@ def describe(
 
 
 def memberships(call: Call, ranks: Sequence[int]) -> list[Call]:
-    """What a rank says of each member of a group, when it first uses it: that the member is in this group too.
+    """What a rank says of each member of a group, when it first uses it: that the member is in this group
+    too.
 
     Groups of one number do not overlap, so ranks that disagree about who is in a group name one rank in two.
     """
@@ -146,11 +147,11 @@ class Calls:
 class StoreCalls:
     """The same between processes, in the store in which they met. One object a rank.
 
-    A group's calls share SLOTS keys. A call replaces the one that was SLOTS before it, by comparing and setting
-    in one request; so the store does not grow, and a rank that is ahead waits for nobody. Who comes to a call
-    that was replaced already, because another rank is more than SLOTS calls ahead, keeps what it found for the
-    call that it belongs to. There the calls before are compared as well: each value has a digest of all that
-    its rank has said of the group.
+    A group's calls share SLOTS keys. A call replaces the one that was SLOTS before it, by comparing and
+    setting in one request; so the store does not grow, and a rank that is ahead waits for nobody. Who comes
+    to a call that was replaced already, because another rank is more than SLOTS calls ahead, keeps what it
+    found for the call that it belongs to. There the calls before are compared as well: each value has a
+    digest of all that its rank has said of the group.
     """
 
     def __init__(self, store: Store, rank: int) -> None:
@@ -205,7 +206,8 @@ class StoreCalls:
         if said != call.said:
             raise mismatch(call, number, self.rank, int(first), said)
         if digest != f"{before:x}":
-            text = f"rank {self.rank} and rank {first} differ in an earlier call on {call.where}, before call {number}"
+            both = f"rank {self.rank} and rank {first}"
+            text = f"{both} differ in an earlier call on {call.where}, before call {number}"
             raise CollectiveMismatch(text, rank=self.rank, operation=call.operation, peer=int(first))
         return number
 
@@ -249,8 +251,8 @@ class StoreCalls:
             for src, dst, sent, expected in ends:
                 if sent != expected:
                     raise CollectiveMismatch(
-                        f"call {number} on {call.where}, all_to_all: rank {src} sends rank {dst} {sent} elements, "
-                        f"which expects {expected}",
+                        f"call {number} on {call.where}, all_to_all: rank {src} sends rank {dst} {sent} "
+                        f"elements, which expects {expected}",
                         rank=dst,
                         operation="all_to_all",
                         peer=src,

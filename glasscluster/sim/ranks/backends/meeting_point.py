@@ -1,4 +1,5 @@
-"""Where ranks in several processes meet: a store of torch.distributed, which has no authentication of its own.
+"""Where ranks in several processes meet: a store of torch.distributed, which has no authentication of its
+own.
 
 It listens on one address, and not on all of them as torch's would: on 127.0.0.1 when every rank is on this
 machine, otherwise on the address that other nodes know this one by. Its keys stand under a random name.

@@ -264,7 +264,8 @@ def lost_message(unmatched: Iterable[dict[tuple[int, int, int], int]]) -> Messag
         if n:
             me, peer, kind = (src, dst, "send") if n > 0 else (dst, src, "recv")
             never = "received" if n > 0 else "sent"
-            text = f"rank {me} posted a {kind} with rank {peer} (wire tag {tag}) and rank {peer} never {never} it"
+            posted = f"rank {me} posted a {kind} with rank {peer} (wire tag {tag})"
+            text = f"{posted} and rank {peer} never {never} it"
             return MessageLost(text, rank=me, operation=kind, peer=peer)
     return None
 

@@ -1,8 +1,8 @@
 """The `ray` backend: one actor a GPU, a gloo (or NCCL) group inside the actors.
 
 Ray starts processes and tells us when one dies; messages go over the group. A Ray cluster that is already
-connected is used and left alone. Otherwise one is started (ray_session.py): no dashboard, token authentication
-as Ray has it (on), and all that it made or set goes when it stops.
+connected is used and left alone. Otherwise one is started (ray_session.py): no dashboard, token
+authentication as Ray has it (on), and all that it made or set goes when it stops.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class RayBackend:
         there = ray.cluster_resources().get(resource, 0)
         if there < self.gpus:
             raise BackendUnavailable(
-                f"{self.gpus} actors need a {resource} each, and this Ray has {there:g}: start it with more, or "
-                f"plan for {max(int(there), 1)} GPUs"
+                f"{self.gpus} actors need a {resource} each, and this Ray has {there:g}: start it with more, "
+                f"or plan for {max(int(there), 1)} GPUs"
             )
         rank_class = ray.remote(**{f"num_{resource.lower()}s": 1})(_Rank)
         mask = os.umask(0o077)

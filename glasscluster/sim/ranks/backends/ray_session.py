@@ -2,8 +2,8 @@
 
 Ray keeps sockets, logs and tokens in a folder for each session, which it makes for everybody to write to and
 leaves behind. Ours lies in a folder that only its owner may enter, and goes when Ray stops. A driver that is
-killed cannot remove it: its processes end with it (the kernel sees to that on Linux), and the folder goes when
-the next Ray is started, for which its lock tells it from one in use.
+killed cannot remove it: its processes end with it (the kernel sees to that on Linux), and the folder goes
+when the next Ray is started, for which its lock tells it from one in use.
 """
 
 from __future__ import annotations

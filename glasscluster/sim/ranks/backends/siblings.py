@@ -1,11 +1,11 @@
 """The ranks that torchrun has started beside this one: which of them are alive, and why a run failed.
 
-torchrun's agent ends all ranks when one has failed, and ranks lose the connection to a rank that has ended; so
-every rank but one sees a consequence only. Here each finds the cause:
+torchrun's agent ends all ranks when one has failed, and ranks lose the connection to a rank that has ended;
+so every rank but one sees a consequence only. Here each finds the cause:
 
     a rank that is killed     its process is gone, and it has left no word in the store
-    a rank that is stopped    its process is stopped (SIGSTOP); it is told to go on, so that it can be ended: the
-                              agent would wait for half a minute
+    a rank that is stopped    its process is stopped (SIGSTOP); it is told to go on, so that it can be ended:
+                              the agent would wait for half a minute
     any other failure         the first rank that fails leaves its error in the store, where others read it
 
 A rank whose agent is gone, because somebody has killed it, ends itself.
@@ -71,7 +71,9 @@ class Siblings:
         return error
 
     def find_killed(self) -> GlassError | None:
-        """The error for a rank whose process was killed; None where every rank is alive or has ended by itself."""
+        """The error for a rank whose process was killed; None where every rank is alive or has ended by
+        itself.
+        """
         for rank, pid in self._here():
             if state_of(pid) == GONE and not self._has(f"glass/ended/{rank}"):
                 text = f"rank {rank} died: its process {pid} is gone"
@@ -144,7 +146,9 @@ def state_of(pid: int) -> str:
 
 
 def end_with_the_agent() -> None:
-    """Watch torchrun's agent, which is this process's parent: when it is gone, nobody else will end this rank."""
+    """Watch torchrun's agent, which is this process's parent: when it is gone, nobody else will end this
+    rank.
+    """
     agent = os.getppid()
 
     def watch() -> None:
