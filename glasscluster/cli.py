@@ -23,4 +23,6 @@ def main(arguments: list[str] | None = None) -> None:
             code = commands.answer(sys.argv[1:] if arguments is None else arguments, ending)
         except KeyboardInterrupt:  # while commands were imported, or written what they said
             code = ending.said()
+    if arguments is not None:  # called by somebody else's program, which goes on
+        sys.exit(code)
     leave(code, by_signal=bool(ending.signal))

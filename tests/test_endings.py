@@ -151,3 +151,19 @@ def test_a_signal_at_a_random_time_ends_a_command_with_one_line(backend, case, t
     number, pause = draw.choice(list(EXITS)), draw.uniform(0.15, longest)
     process = start(words, tmp_path)
     judge(end(process, number, "", pause), process.returncode, number, tmp_path)
+
+
+def test_who_calls_a_command_from_a_program_goes_on_though_a_rank_is_left_standing(tmp_path):
+    lines = "\n".join(
+        [
+            "import threading",
+            "from glasscluster.cli import main",
+            "threading.Thread(target=threading.Event().wait, daemon=True, name='rank-0').start()",
+            "try:",
+            "    main(['list', 'nothing'])",
+            "except SystemExit as done:",
+            "    print('goes on', done.code)",
+        ]
+    )
+    process = start([sys.executable, "-c", lines], tmp_path)
+    assert process.communicate(timeout=60)[0] == "goes on 2\n"
