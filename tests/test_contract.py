@@ -18,7 +18,9 @@ TEXT = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8")
 FENCED = re.compile(r"^```keys\n(.*?)^```", re.DOTALL | re.MULTILINE)
 BLOCKS = [block.strip().split("\n", 1) for block in FENCED.findall(TEXT)]
 NOT_YET = TEXT[TEXT.index("## Not yet") :]
-EXITS = {"glass train --zero 9 --json": 2}  # the others end with 0
+# the others end with 0
+EXITS = {"glass train --zero 9 --json": 2, "glass doctor --model config.json --json": 1}
+CONFIG = {"model_type": "llama", "num_hidden_layers": 2, "attention_bias": True, "mystery": 3}
 
 
 def _maker() -> Any:
@@ -37,6 +39,7 @@ maker = _maker()
 def folder(tmp_path_factory):
     """Where the commands run, one after the other: `replay` reads what `train` wrote."""
     made = tmp_path_factory.mktemp("contract")
+    (made / "config.json").write_text(json.dumps(CONFIG))
     (made / "rows.csv").write_text("dp,zero\n2,1\n3,9\n")
     (made / "text.txt").write_text("the cat the cat the cat")
     return made

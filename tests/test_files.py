@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glasscluster.base import arrays, files
+from glasscluster.base import files
 from glasscluster.base.errors import InputError
+from glasscluster.sim.recording import arrays
 
 # ---- reading -----------------------------------------------------------------------------------------------
 
@@ -101,7 +102,8 @@ def test_a_pickle_in_an_archive_is_never_opened(tmp_path):
 KILLED = """
 import os, sys
 from pathlib import Path
-from glasscluster.base import arrays, files
+from glasscluster.base import files
+from glasscluster.sim.recording import arrays
 folder, last = Path(sys.argv[1]), int(sys.argv[2])
 calls = 0
 def dying(real):

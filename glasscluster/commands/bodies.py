@@ -20,6 +20,7 @@ BODIES = {  # name -> module:function
     "schedule": "glasscluster.scenarios.jobs.stored:schedule_command",
     "collective": "glasscluster.scenarios.jobs.collective:collective_command",
     "doctor": "glasscluster.scenarios.jobs.checkup:examine",
+    "doctor model": "glasscluster.scenarios.jobs.model_checkup:examine_model",
     "tokenize train": "glasscluster.scenarios.jobs.tokenizing:learn_command",
     "tokenize encode": "glasscluster.scenarios.jobs.tokenizing:encode_command",
     "tokenize decode": "glasscluster.scenarios.jobs.tokenizing:decode_command",

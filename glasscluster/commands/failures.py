@@ -15,7 +15,7 @@ from glasscluster.commands.console import emit, is_leader
 
 # typer brings click along, or has it within
 UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-Aborts: Any = (typer.Abort, KeyboardInterrupt)
+Aborts: Any = (typer.Abort, KeyboardInterrupt)  # typer makes the first of the second
 
 
 def fail(error: Any, arguments: list[str]) -> int:

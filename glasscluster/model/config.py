@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -25,7 +26,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     groups: ClassVar[dict[str, tuple[str, ...]]] = {  # what stands together in a list of options
-        "sizes": ("layers", "hidden", "heads", "kv_heads", "head_size", "ffn", "vocab", "seq"),
+        "sizes": ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "seq"),
         "attention": (
             *("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
             *("window", "window_layers", "attention_scale", "attention_cap", "sinks"),
@@ -56,8 +57,8 @@ class ModelConfig(BaseModel):
     kv_heads: int | None = Field(
         None, ge=1, description="heads of keys and values, each shared by heads / kv-heads queries (= heads)"
     )
-    head_size: int | None = Field(
-        None, ge=1, description="elements of a query, a key and a value of each head (hidden / heads)"
+    head_dim: int = Field(
+        0, ge=0, description="elements of a query, a key and a value of each head; 0: hidden / heads"
     )
     qkv: Literal["fused", "separate"] = Field(
         "fused", description="queries, keys and values from one matrix or from three"
@@ -215,20 +216,23 @@ class ModelConfig(BaseModel):
             values = {**values, "ffn": 4 * values.get("hidden", 64)}
         if isinstance(values, dict) and values.get("kv_heads") is None:
             values = {**values, "kv_heads": values.get("heads", 4)}
+        if isinstance(values, dict) and not values.get("head_dim"):
+            h, a = values.get("hidden", 64), values.get("heads", 4)
+            divides = isinstance(h, int) and isinstance(a, int) and a > 0 and h % a == 0
+            values = {**values, "head_dim": h // a if divides else 0}
         return values
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
         h, a, k = self.hidden, self.heads, self.key_heads
-        if self.head_size is None and h % a:
-            rule = f"hidden = {h} must be a multiple of heads, or give head-size"
+        if not self.head_dim:
+            rule = f"hidden = {h} must be a multiple of heads, or give head-dim"
             raise InputError("heads", a, rule, [d for d in range(1, h + 1) if h % d == 0])
         if a % k:
             rule = f"heads = {a} must be a multiple of kv-heads"
             raise InputError("kv_heads", k, rule, [d for d in range(1, a + 1) if a % d == 0])
         if self.position == "rope" and not self.kv_latent and self.head_dim % 2:
-            said = "" if self.head_size else "hidden / heads = "
-            rule = f"turns pairs, and the head size {said}{self.head_dim} is odd"
+            rule = f"turns pairs, and head-dim = {self.head_dim} is odd"
             raise InputError("position", "rope", rule, ["learned"])
         self._latents_fit()
         self._window_fits()
@@ -270,7 +274,7 @@ class ModelConfig(BaseModel):
             for field, info in type(self).model_fields.items():
                 value = getattr(self, field)
                 if field.startswith(("router", "expert_", "dense_")) and value != info.default:
-                    raise InputError(field, value, "needs --experts", [info.default])
+                    raise _needs("--experts", field, value, info.default)
             return
         if self.top_k > self.experts:
             raise InputError("top_k", self.top_k, f"there are {self.experts} experts", [self.experts])
@@ -297,12 +301,7 @@ class ModelConfig(BaseModel):
             for field in fields if self.rope_scaling != scaling else ():
                 value, plain = getattr(self, field), type(self).model_fields[field].default
                 if value != plain:
-                    raise InputError(
-                        field,
-                        value,
-                        f"needs --rope-scaling {scaling}",
-                        [plain] if plain is not None else None,
-                    )
+                    raise _needs(f"--rope-scaling {scaling}", field, value, plain)
         low, slow = self.rope_low_factor, self.rope_beta_slow
         if self.rope_scaling == "llama3" and self.rope_high_factor <= low:
             rule = f"must be larger than rope-low-factor = {low:g}"
@@ -400,11 +399,6 @@ class ModelConfig(BaseModel):
         if not self.kv_latent:
             return (q + 2 * self.key_width) * h + h * q
         return 2 * q * self.kv_latent + a * self.score_dim * (self.q_latent or h) + h * q
-
-    @property
-    def head_dim(self) -> int:
-        """d: h / a unless it is given."""
-        return self.head_size or self.hidden // self.heads
 
     @property
     def query_width(self) -> int:
@@ -606,12 +600,42 @@ ROPE_FIELDS = {
     "yarn": ("rope_beta_fast", "rope_beta_slow", "rope_truncate", "rope_attention_factor"),
 }
 
+
+def _needs(option: str, field: str, value: Any, default: Any) -> InputError:
+    """The error for a field that means something only beside an option; its nearest value is its default."""
+    if default is None:
+        return InputError(field, value, f"needs {option}, or leave it out")
+    return InputError(field, value, f"needs {option}", [default])
+
+
 _LLAMA: dict[str, Any] = {
     "norm": "rmsnorm",
     "bias": False,
     "position": "rope",
     "activation": "swiglu",
     "tied": False,
+}
+
+_QWEN3: dict[str, Any] = {
+    "vocab": 151936,
+    "seq": 4096,
+    "norm_eps": 1e-6,
+    "qk_norm": True,
+    "rope_theta": 1e6,
+}
+
+_DEEPSEEK: dict[str, Any] = {
+    "seq": 4096,
+    "head_dim": 128,
+    "kv_latent": 512,
+    "q_latent": 1536,
+    "rope_dim": 64,
+    "norm_eps": 1e-6,
+    "rope_layout": "interleaved",
+    "rope_scaling": "yarn",
+    "rope_factor": 40.0,
+    "rope_trained": 4096,
+    "rope_attention_factor": 1.0,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -685,5 +709,141 @@ PRESETS: dict[str, dict[str, Any]] = {
         "norm_position": "post",
         "norm_eps": 1e-12,
         "dropout": 0.1,
+    },
+    # from each one's config.json, of which max_position_embeddings alone is not taken over
+    "mistral-7b": {  # 2310.06825 table 1
+        **_LLAMA,
+        "layers": 32,
+        "hidden": 4096,
+        "heads": 32,
+        "kv_heads": 8,
+        "ffn": 14336,
+        "vocab": 32000,
+        "seq": 8192,
+        "window": 4096,
+    },
+    "qwen2.5-7b": {  # 2412.15115
+        **_LLAMA,
+        "layers": 28,
+        "hidden": 3584,
+        "heads": 28,
+        "kv_heads": 4,
+        "ffn": 18944,
+        "vocab": 152064,
+        "seq": 4096,
+        "norm_eps": 1e-6,
+        "qkv_bias": True,
+        "rope_theta": 1e6,
+    },
+    "qwen3-8b": {  # 2505.09388 table 1
+        **_LLAMA,
+        **_QWEN3,
+        "layers": 36,
+        "hidden": 4096,
+        "heads": 32,
+        "kv_heads": 8,
+        "ffn": 12288,
+    },
+    "qwen3-30b-a3b": {  # 2505.09388 table 2
+        **_LLAMA,
+        **_QWEN3,
+        "layers": 48,
+        "hidden": 2048,
+        "heads": 32,
+        "kv_heads": 4,
+        "head_dim": 128,
+        "ffn": 6144,
+        "experts": 128,
+        "top_k": 8,
+        "expert_ffn": 768,
+        "router_normalised": True,
+    },
+    "gemma2-9b": {  # 2408.00118 table 1
+        "layers": 42,
+        "hidden": 3584,
+        "heads": 16,
+        "kv_heads": 8,
+        "head_dim": 256,
+        "ffn": 14336,
+        "vocab": 256000,
+        "seq": 8192,
+        "activation": "geglu",
+        "norm": "rmsnorm",
+        "norm_eps": 1e-6,
+        "norm_position": "sandwich",
+        "bias": False,
+        "position": "rope",
+        "window": 4096,
+        "window_layers": "alternate",
+        "attention_scale": 256**-0.5,
+        "attention_cap": 50.0,
+        "logit_cap": 30.0,
+        "embedding_scale": True,
+    },
+    "deepseek-v2": {  # 2405.04434 section 3.1.2
+        **_LLAMA,
+        **_DEEPSEEK,
+        "layers": 60,
+        "hidden": 5120,
+        "heads": 128,
+        "ffn": 12288,
+        "vocab": 102400,
+        "experts": 160,
+        "top_k": 6,
+        "expert_ffn": 1536,
+        "shared_ffn": 2 * 1536,
+        "dense_layers": 1,
+        "router_groups": 8,
+        "router_top_groups": 3,
+        "router_scale": 16.0,
+        "router_normalised": False,
+        "attention_scale": (1 + 0.1 * 0.707 * log(40)) ** 2 * 192**-0.5,
+    },
+    "deepseek-v3": {  # 2412.19437 section 4.2; without the layer that predicts one token more
+        **_LLAMA,
+        **_DEEPSEEK,
+        "layers": 61,
+        "hidden": 7168,
+        "heads": 128,
+        "ffn": 18432,
+        "vocab": 129280,
+        "experts": 256,
+        "top_k": 8,
+        "expert_ffn": 2048,
+        "shared_ffn": 2048,
+        "dense_layers": 3,
+        "router": "sigmoid",
+        "router_bias": True,
+        "router_groups": 8,
+        "router_top_groups": 4,
+        "router_scale": 2.5,
+        "router_normalised": True,
+        "attention_scale": (1 + 0.1 * log(40)) ** 2 * 192**-0.5,
+    },
+    "gpt-oss-20b": {  # 2508.10925
+        "layers": 24,
+        "hidden": 2880,
+        "heads": 64,
+        "kv_heads": 8,
+        "head_dim": 64,
+        "ffn": 2880,
+        "vocab": 201088,
+        "seq": 4096,
+        "tied": False,
+        "activation": "swiglu-clamped",
+        "experts": 32,
+        "top_k": 4,
+        "expert_bias": True,
+        "router_normalised": True,
+        "window": 128,
+        "window_layers": "alternate",
+        "sinks": True,
+        "norm": "rmsnorm",
+        "position": "rope",
+        "rope_theta": 150000.0,
+        "rope_scaling": "yarn",
+        "rope_factor": 32.0,
+        "rope_trained": 4096,
+        "rope_truncate": False,
     },
 }

@@ -15,6 +15,7 @@ from glasscluster.base.errors import InputError
 from glasscluster.base.requests import build, taken
 from glasscluster.base.valid_choice import advised
 from glasscluster.model.config import PRESETS, ModelConfig
+from glasscluster.model.weights.families import is_path, read_shape
 from glasscluster.strategies.context.options import ContextOptions
 from glasscluster.strategies.data.options import DataOptions, ExchangeOptions
 from glasscluster.strategies.experts.options import ExpertOptions
@@ -221,17 +222,19 @@ def make_plan(**values: Any) -> Plan:
 
 
 def make_model(preset: str = "tiny", **overrides: Any) -> ModelConfig:
-    """Make a model's shape from a preset.
+    """Make a model's shape from a preset, or from a config.json in Hugging Face's layout.
 
     Args:
-        preset: a name of `PRESETS`: `tiny`, `gpt2-small`, `llama2-7b`, ...
+        preset: a name of `PRESETS`: `tiny`, `gpt2-small`, `llama2-7b`, ...; or the path of a config.json, or
+            of a folder with one: what has a slash, ends in .json, or is there.
         **overrides: fields of `ModelConfig`; None means "as the preset has it".
 
     Returns:
         The ModelConfig.
 
     Raises:
-        InputError: for an unknown preset or field, or a value outside its range.
+        InputError: for an unknown preset or field, a value outside its range, or a config.json that cannot be
+            read: which key, and why.
 
     Example:
         >>> from glasscluster.strategies.plan import make_model
@@ -239,7 +242,9 @@ def make_model(preset: str = "tiny", **overrides: Any) -> ModelConfig:
         >>> model.layers, model.ffn, model.head_dim
         (2, 128, 8)
     """
+    given = {k: v for k, v in overrides.items() if v is not None}
+    if preset not in PRESETS and is_path(preset):
+        return read_shape(preset, **given)
     if preset not in PRESETS:
         raise InputError("model", preset, "unknown preset", list(PRESETS))
-    given = {k: v for k, v in overrides.items() if v is not None}
     return build(ModelConfig, {**PRESETS[preset], **given})

@@ -170,10 +170,10 @@ def test_a_query_that_would_see_no_key_is_refused():
 
 # ---- the size of a head ------------------------------------------------------------------------------------
 def test_a_head_size_need_not_share_out_the_hidden_width():
-    model = ModelConfig(layers=26, hidden=2304, heads=8, kv_heads=4, head_size=256)  # Gemma 2, 2B
+    model = ModelConfig(layers=26, hidden=2304, heads=8, kv_heads=4, head_dim=256)  # Gemma 2, 2B
     assert (model.head_dim, model.query_width, model.key_width) == (256, 2048, 1024)
-    assert ModelConfig(hidden=20, heads=3, head_size=5).query_width == 15
-    for refused, field in (({"heads": 3}, "heads"), ({"head_size": 5, "position": "rope"}, "position")):
+    assert ModelConfig(hidden=20, heads=3, head_dim=5).query_width == 15
+    for refused, field in (({"heads": 3}, "heads"), ({"head_dim": 5, "position": "rope"}, "position")):
         with pytest.raises(InputError) as said:
             make_model("tiny", **{**SHAPE, **refused})
         assert said.value.field == field
@@ -181,7 +181,7 @@ def test_a_head_size_need_not_share_out_the_hidden_width():
 
 
 def test_the_products_of_attention_grow_with_the_head_size_and_nothing_else_does():
-    flops = [make_model("tiny", **SHAPE, layers=1, head_size=d).model_flops(1) for d in (4, 5)]
+    flops = [make_model("tiny", **SHAPE, layers=1, head_dim=d).model_flops(1) for d in (4, 5)]
     matrices, scores = 4 * 16 * 4 * 1, 2 * 16 * 4 * 1  # weights of Q, K, V, output; q·k and p·v of all keys
     assert flops[1] - flops[0] == 3 * 2 * (matrices + scores)
 
@@ -195,7 +195,7 @@ def test_a_layer_with_a_head_size_of_its_own_keeps_the_list_and_the_closed_form(
 ):
     if attention == "unfused":
         context = "ulysses"
-    model = make_model("tiny", **SHAPE, kv_heads=4, head_size=6, attention=attention, position=position)
+    model = make_model("tiny", **SHAPE, kv_heads=4, head_dim=6, attention=attention, position=position)
     lines = judged_anywhere(model, 2, 2, 2, context, **more)
     assert [x for x in lines if not x.ok] == []
     said = predict(
@@ -332,7 +332,7 @@ OURS: dict[str, Any] = {
     "hidden": 16,
     "heads": 4,
     "kv_heads": 2,
-    "head_size": 6,
+    "head_dim": 6,
     "layers": 2,
     "seq": 12,
     "vocab": 8,
@@ -472,7 +472,7 @@ def test_all_switches_together_are_exact_and_keep_every_row_when_the_core_runs_a
         "window_layers": "alternate",
         "attention_cap": 1.5,
         "sinks": True,
-        "head_size": 6,
+        "head_dim": 6,
     }
     model = make_model("tiny", **SHAPE, layers=2, attention=attention, position="rope", **switches)
     plan.check(model)

@@ -41,7 +41,7 @@ TRIED: dict[str, tuple[dict[str, Any], ...]] = {
     "hidden": ({"hidden": 24},),
     "heads": ({"heads": 2},),
     "kv_heads": ({"kv_heads": 2}, {"kv_heads": 1}, {"kv_heads": 1, "qkv": "separate", "position": "rope"}),
-    "head_size": ({"head_size": 6}, {"head_size": 6, "kv_heads": 1, "position": "rope"}),
+    "head_dim": ({"head_dim": 6}, {"head_dim": 6, "kv_heads": 1, "position": "rope"}),
     "window": ({"window": 3},),
     "window_layers": ({"window": 2, "window_layers": "alternate"},),
     "attention_scale": ({"attention_scale": 0.9},),

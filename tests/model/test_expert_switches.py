@@ -16,6 +16,7 @@ from glasscluster.model import uses
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights import hugging_face
+from glasscluster.model.weights.families.forms import PLAIN_FORM, Form
 from glasscluster.scenarios.jobs import generation, serving, training
 from glasscluster.sim.recording.events import COMPUTE
 from glasscluster.sim.run import Cluster, Run
@@ -196,13 +197,15 @@ def test_a_correction_is_saved_and_loaded_with_the_weights():
 
 
 class SameNames:
-    """A family that calls every part as we do."""
+    """A family that calls every part as we do, and keeps it so."""
+
+    splits_experts = False
 
     def name(self, part: str) -> str:
         return part
 
-    def is_transposed(self, part: str) -> bool:
-        return False
+    def form(self, part: str) -> Form:
+        return PLAIN_FORM
 
 
 def test_a_correction_is_in_the_accumulators_type_and_not_among_the_parameters_units():

@@ -28,9 +28,9 @@ from glasscluster.strategies.serving.serving import ServingJob
 SHAPE: dict[str, Any] = {"layers": 2, "hidden": 16, "heads": 4, "seq": 8, "vocab": 42}
 QWEN2 = {"bias": False, "norm": "rmsnorm", "position": "rope", "kv_heads": 2}
 SWITCHES: dict[str, dict[str, Any]] = {
-    "a head size of its own": {"head_size": 6, "kv_heads": 2, "position": "rope"},
+    "a head size of its own": {"head_dim": 6, "kv_heads": 2, "position": "rope"},
     "a head size and a scale, latents": {
-        "head_size": 6,
+        "head_dim": 6,
         "kv_latent": 10,
         "q_latent": 8,
         "position": "rope",
@@ -39,7 +39,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "a scale of the scores": {"attention_scale": 0.9, "position": "alibi"},
     "a soft cap": {"attention_cap": 1.5, "attention_scale": 0.9, "position": "rope", "kv_heads": 2},
     "a soft cap and sinks, latents": {"attention_cap": 1.5, "kv_latent": 10, "bias": False, "sinks": True},
-    "sinks": {"sinks": True, "head_size": 6, "kv_heads": 2, "position": "rope"},
+    "sinks": {"sinks": True, "head_dim": 6, "kv_heads": 2, "position": "rope"},
     "sinks beside windows and biases by distance": {
         "sinks": True,
         "window": 3,

@@ -9,9 +9,9 @@ cut into the same *parts*:
                                                    below each other
     theirs  transformer.h.0.attn.c_attn.weight  =  the same three, side by side, because transposed
 
-A family (families.py) is a table from part to the name of their tensor; parts with the same name lie in one
+A family (families/) is a table from part to the name of their tensor; parts with the same name lie in one
 tensor, in our order. Names, shapes, loading and saving follow from it. A head that is the embedding table is
-in neither layout.
+in neither layout. We keep a layer's experts in one tensor; their files have a tensor for each, or one too.
 Format: safetensors (https://huggingface.co/docs/safetensors); the index is transformers'
 `model.safetensors.index.json`.
 But: no tokenizer, no download, no quantised files; `save` wants a whole model. Dropout of config.json is not
@@ -24,24 +24,27 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from fnmatch import fnmatch
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from glasscluster.base.files import check_regular, finish, read_json, replacing_together
+from glasscluster.base.files import check_regular, finish, replacing_together
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.weights.families import FAMILIES, Family, WeightsError
+from glasscluster.model.weights.families import FAMILIES, Family, WeightsError, family_in, json_object
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+NUMBERS = ("F64", "F32", "F16", "BF16")  # types of tensors; others are quantised
 
 
 class Piece(NamedTuple):
     """A part of a tensor: rows `start` to `start + rows` along dim 0.
 
-    Rows of their tensor are counted after it was transposed back, where it lies transposed.
+    Rows of their tensor are counted in the form that ours has (families/forms.py); those of a tensor of ours
+    with an expert in each row of dim 0 are the experts' rows, one below the other.
     """
 
     part: str
@@ -57,7 +60,7 @@ class Layout:
         self.shapes = {
             name: tuple(x.shape) for name, x in tensors_of(GPTStage(config, device="meta")).items()
         }
-        self.ours = {name: pieces(name, shape[0], config) for name, shape in self.shapes.items()}
+        self.ours = {name: pieces(name, shape, config, family) for name, shape in self.shapes.items()}
         self.theirs: dict[str, list[Piece]] = {}
         self.at: dict[str, tuple[str, Piece]] = {}  # part -> their tensor, and where in it
         self.home: dict[str, str] = {}  # part -> our tensor
@@ -68,29 +71,42 @@ class Layout:
                 beside.append(Piece(part, sum(p.rows for p in beside), rows))
                 self.at[part], self.home[part] = (tensor, beside[-1]), name
 
+    def natural(self, tensor: str) -> tuple[int, ...]:
+        """The shape of one of their tensors in the form that ours has."""
+        parts = self.theirs[tensor]
+        name = self.home[parts[0].part]
+        if len(parts) == 1 and len(self.ours[name]) == 1:
+            return self.shapes[name]
+        return (sum(p.rows for p in parts), *rows_of(name, self.shapes[name])[1:])
+
     def shape(self, tensor: str) -> tuple[int, ...]:
         """The shape of one of their tensors."""
-        stacked = self.theirs[tensor]
-        shape = (sum(p.rows for p in stacked), *self.shapes[self.home[stacked[0].part]][1:])
-        return shape[::-1] if self.family.is_transposed(stacked[0].part) else shape
+        form = self.family.form(self.theirs[tensor][0].part)
+        return tuple(form.theirs(torch.empty(self.natural(tensor), device="meta")).shape)
 
     def to_ours(self, name: str, theirs: Mapping[str, Tensor]) -> Tensor:
         """One of our tensors."""
         made = []
         for part, _, _ in self.ours[name]:
             tensor, piece = self.at[part]
-            whole = theirs[tensor].t() if self.family.is_transposed(part) else theirs[tensor]
-            made.append(whole.narrow(0, piece.start, piece.rows))
-        return (torch.cat(made) if len(made) > 1 else made[0]).contiguous()
+            whole = self.family.form(part).ours(theirs[tensor])
+            alone = len(self.theirs[tensor]) == 1
+            made.append(whole if alone else whole.narrow(0, piece.start, piece.rows))
+        return (torch.cat(made) if len(made) > 1 else made[0]).reshape(self.shapes[name]).contiguous()
 
-    def to_theirs(self, tensor: str, ours: Mapping[str, Tensor]) -> Tensor:
-        """One of their tensors."""
+    def to_theirs(self, tensor: str, ours: Mapping[str, Tensor], gradients: bool = False) -> Tensor:
+        """One of their tensors, or its gradient."""
         made = []
         for part, _, _ in self.theirs[tensor]:
-            mine = next(p for p in self.ours[self.home[part]] if p.part == part)
-            made.append(ours[self.home[part]].narrow(0, mine.start, mine.rows))
+            name = self.home[part]
+            mine = next(p for p in self.ours[name] if p.part == part)
+            alone = len(self.ours[name]) == 1
+            below = ours[name].reshape(rows_of(name, self.shapes[name]))
+            made.append(ours[name] if alone else below.narrow(0, mine.start, mine.rows))
+        form = self.family.form(self.theirs[tensor][0].part)
         whole = torch.cat(made) if len(made) > 1 else made[0]
-        return (whole.t() if self.family.is_transposed(self.theirs[tensor][0].part) else whole).contiguous()
+        turn = form.gradient if gradients and form.gradient is not None else form.theirs
+        return turn(whole).contiguous()
 
 
 def tensors_of(stage: GPTStage) -> dict[str, Tensor]:
@@ -98,19 +114,46 @@ def tensors_of(stage: GPTStage) -> dict[str, Tensor]:
     return {name: p.detach() for name, (p, _) in stage.full_names().items()} | stage.full_constants()
 
 
-def pieces(name: str, rows: int, config: ModelConfig) -> list[Piece]:
-    """What lies in one of our tensors: three of qkv, gate and value of a gated MLP's first matrix, otherwise
-    itself.
+def rows_of(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a tensor of ours with its experts' rows below each other."""
+    stacked = ".expert_" in name and len(shape) > 1
+    return (shape[0] * shape[1], *shape[2:]) if stacked else shape
+
+
+def pieces(name: str, shape: tuple[int, ...], config: ModelConfig, family: Family) -> list[Piece]:
+    """What lies in one of our tensors, from its first row to its last.
+
+    Three of qkv, gate and value of a gated MLP's first matrix, each expert's where a family has a tensor for
+    each, the two ways down to latents; otherwise itself.
     """
     place, _, rest = name.rpartition(".")
     stem, _, kind = rest.rpartition("_")
+    inside: list[tuple[str, int]] = []
     if stem == "qkv":
-        inside = [("q", config.query_width), ("k", config.key_width), ("v", config.key_width)]
-    elif stem == "up" and config.gates == 2:
-        inside = [("gate", config.width), ("value", config.width)]
+        keys = config.key_width
+        inside = [("q", shape[0] - 2 * keys), ("k", keys), ("v", keys)]
+    elif stem.startswith("expert_") and family.splits_experts:
+        own, each = stem.removeprefix("expert_"), shape[1]
+        split = (
+            [("gate", each // 2), ("value", each // 2)]
+            if own == "up" and config.gates == 2
+            else [(own, each)]
+        )
+        inside = [(f"expert.{e}.{s}", rows) for e in range(shape[0]) for s, rows in split]
+    elif stem in ("up", "shared_up") and config.gates == 2:
+        before = stem.removesuffix("up")
+        inside = [(f"{before}gate", shape[0] // 2), (f"{before}value", shape[0] // 2)]
+    elif stem == "down_to_latents":
+        inside = [("kv_down", config.kv_latent + config.rotary), ("q_down", config.q_latent)]
+        inside = [(own, rows) for own, rows in inside if rows]
+    elif stem == "q_up" and not config.q_latent:
+        inside = [("q_up_alone", shape[0])]
     else:
-        return [Piece(name, 0, rows)]
-    return [Piece(f"{place}.{s}_{kind}", sum(n for _, n in inside[:i]), n) for i, (s, n) in enumerate(inside)]
+        return [Piece(name, 0, shape[0])]
+    starts = accumulate((rows for _, rows in inside), initial=0)
+    return [
+        Piece(f"{place}.{s}_{kind}", start, rows) for (s, rows), start in zip(inside, starts, strict=False)
+    ]
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
@@ -124,31 +167,33 @@ class Weights(Mapping[str, Tensor]):
     def __init__(self, folder: str | Path, config: ModelConfig | None = None, **overrides: Any) -> None:
         self.folder = Path(folder)
         finish(self.folder)
-        content = _json(self.folder / "config.json")
-        family = FAMILIES.get(str(content.get("model_type")))
-        if family is None:
-            raise WeightsError(
-                f"config.json: model_type is {content.get('model_type')!r}; known are {', '.join(FAMILIES)}"
-            )
-        self.family, self.config = family, config or family.to_config(content, **overrides)
-        self.layout = Layout(family, self.config)
+        self.content = json_object("weights", self.folder / "config.json")
+        family = family_in(self.content)
+        if unread := family.read(self.content).refused_weights:
+            raise unread[0]
+        self.config = config or family.to_config(self.content, **overrides)
         self.files = ExitStack()
         self.tensors = _Tensors(self.folder, family, self.files)
+        stacked = any(
+            n.endswith(end) for end in family.stacked.values() for n in self.tensors if ".experts." in n
+        )
+        self.family = family.in_memory() if stacked else family
+        self.layout = Layout(self.family, self.config)
+        self.passed_over: list[str] = []  # tensors in the files that the model has no use for
         self._check()
 
     def _check(self) -> None:
         wanted, there = set(self.layout.theirs), set(self.tensors)
-        spare = {
-            n
-            for n in there - wanted
-            if any(fnmatch(n, p) for p in self.family.unused) or (n == "lm_head.weight" and self.config.tied)
-        }
+        patterns = self.family.tensors_passed_over(self.content)
+        if self.config.tied:
+            patterns += ("lm_head.weight", "cls.predictions.decoder.weight")
+        self.passed_over = sorted(n for n in there - wanted if any(fnmatch(n, p) for p in patterns))
         if missing := sorted(wanted - there):
             raise WeightsError(
                 f"{self.folder}: no tensor {missing[0]}"
                 + (f" and {len(missing) - 1} others" if missing[1:] else "")
             )
-        if odd := sorted(there - wanted - spare):
+        if odd := sorted(there - wanted - set(self.passed_over)):
             raise WeightsError(
                 f"{self.folder}: nobody needs {odd[0]}" + (f" and {len(odd) - 1} others" if odd[1:] else "")
             )
@@ -156,6 +201,10 @@ class Weights(Mapping[str, Tensor]):
             if (shape := self.tensors.shape(name)) != (right := self.layout.shape(name)):
                 raise WeightsError(
                     f"{self.folder}: {name} has shape {list(shape)}, config.json makes it {list(right)}"
+                )
+            if (dtype := self.tensors.dtype(name)) not in NUMBERS:
+                raise WeightsError(
+                    f"{self.folder}: {name} is of type {dtype}; known are {', '.join(NUMBERS)}"
                 )
 
     def __getitem__(self, name: str) -> Tensor:
@@ -198,10 +247,7 @@ class _Tensors(Mapping[str, Tensor]):
     def __init__(self, folder: Path, family: Family, files: ExitStack) -> None:
         from safetensors import SafetensorError, safe_open
 
-        if (folder / INDEX).exists():
-            names = _indexed(folder / INDEX)
-        else:
-            names = [FILE]
+        names = _indexed(folder / INDEX) if (folder / INDEX).exists() else [FILE]
         self.where: dict[str, tuple[Any, str]] = {}
         for name in names:
             check_regular("weights", folder / name)
@@ -215,11 +261,21 @@ class _Tensors(Mapping[str, Tensor]):
                 key if key.startswith(("lm_head.", "cls.")) else family.base + key: tensor
                 for key, tensor in self.where.items()
             }
+        for old, new in family.renamed.items():
+            self.where = {
+                (key.removesuffix(old) + new if key.endswith(old) else key): tensor
+                for key, tensor in self.where.items()
+            }
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Without reading the tensor."""
         opened, key = self.where[name]
         return tuple(opened.get_slice(key).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """The type that a tensor is stored in, as the file calls it."""
+        opened, key = self.where[name]
+        return str(opened.get_slice(key).get_dtype())
 
     def __getitem__(self, name: str) -> Tensor:
         opened, key = self.where[name]
@@ -232,16 +288,9 @@ class _Tensors(Mapping[str, Tensor]):
         return len(self.where)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    content = read_json("weights", path)
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds no object")
-    return content
-
-
 def _indexed(path: Path) -> list[str]:
     """The files that an index names: beside it, in the same folder."""
-    where = _json(path).get("weight_map")
+    where = json_object("weights", path).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise WeightsError(f"{path} holds no weight_map from names of tensors to names of files")
     for name in where.values():
@@ -282,18 +331,36 @@ def family_of(config: ModelConfig) -> Family:
 
 
 def state_dict(
-    config: ModelConfig, ours: Mapping[str, Tensor], family: Family | None = None
+    config: ModelConfig,
+    ours: Mapping[str, Tensor],
+    family: Family | None = None,
+    in_memory: bool = False,
+    gradients: bool = False,
 ) -> dict[str, Tensor]:
-    """Tensors by our names (weights, or their gradients) as a state dict of theirs."""
-    layout = Layout(family or family_of(config), config)
-    return {tensor: layout.to_theirs(tensor, ours) for tensor in layout.theirs}
+    """Tensors by our names as a state dict of theirs.
+
+    Args:
+        config: the model.
+        ours: weights, or their gradients, by our full names. What is not there is left out: constants have
+            no gradient.
+        family: whose names; None: the first that has this shape.
+        in_memory: the names of a model in memory, where experts lie stacked, and not those of its files.
+        gradients: they are gradients: what is added to a weight in its file does not concern them.
+    """
+    family = family or family_of(config)
+    layout = Layout(family.in_memory() if in_memory else family, config)
+    wanted = [t for t, parts in layout.theirs.items() if all(layout.home[p.part] in ours for p in parts)]
+    return {tensor: layout.to_theirs(tensor, ours, gradients) for tensor in wanted}
 
 
-def save(stage: GPTStage, folder: str | Path) -> Path:
-    """Write a whole model so that transformers' `from_pretrained(folder)` loads it; returns the folder."""
+def save(stage: GPTStage, folder: str | Path, family: Family | None = None) -> Path:
+    """Write a whole model so that transformers' `from_pretrained(folder)` loads it; returns the folder.
+
+    family: whose layout; None: the first that has this shape.
+    """
     from safetensors.torch import save_file
 
-    folder, family = Path(folder), family_of(stage.config)
+    folder, family = Path(folder), family or family_of(stage.config)
     ours = {name: x.cpu() for name, x in tensors_of(stage).items()}
     layout = Layout(family, stage.config)
     if {n: tuple(p.shape) for n, p in ours.items()} != layout.shapes:

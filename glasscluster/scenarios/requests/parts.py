@@ -30,7 +30,9 @@ class ModelRequest(Request):
 
     parts: ClassVar[tuple[type[BaseModel], ...]] = (ModelConfig,)
 
-    model: str = Field("tiny", description="preset: a name from `glass list`")
+    model: str = Field(
+        "tiny", description="a name from `glass list`, or a config.json or its folder: the shape alone"
+    )
     shape: ModelConfig | None  # None where a folder of weights has it; scenarios/jobs/shapes.py reads it
 
     @property

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from glasscluster.base.arrays import read_npz
 from glasscluster.base.errors import InputError, MessageLost
 from glasscluster.base.files import replacing
+from glasscluster.sim.recording.arrays import read_npz
 from glasscluster.sim.recording.events import (
     BACKWARD,
     BEGIN,

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from glasscluster.base.arrays import LARGEST_UNPACKED
 from glasscluster.base.errors import InputError
 from glasscluster.base.files import read_json
+from glasscluster.sim.recording.arrays import LARGEST_UNPACKED
 from glasscluster.sim.recording.events import COLUMNS, KINDS, LANES_PER_GROUP, PHASES, PURPOSES
 from glasscluster.sim.recording.graph import ExecutionGraph, rendezvous_edges
 from glasscluster.sim.recording.memory_log import as_columns, from_columns
