@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 
-from benchmarks import attention, network, recorder, replay, ring, tokenizer
+from benchmarks import attention, comparison, network, recorder, replay, ring, tokenizer
 
 ALL = {
     "attention": attention.measure,
     "replay": replay.measure,
     "recorder": recorder.measure,
     "ring": ring.measure,
+    "comparison": comparison.measure,
     "network": network.measure,
     "tokenizer": tokenizer.measure,
 }

@@ -25,7 +25,7 @@ FAMILIES = {  # commands that share a list of options -> its heading
 
 def commands() -> dict[str, Any]:
     """Every command by the words that call it."""
-    from glasscluster.cli import app
+    from glasscluster.commands.app import app
 
     def inside(command: Any, name: str) -> Iterator[tuple[str, Any]]:
         for word, part in getattr(command, "commands", {}).items():

@@ -19,7 +19,7 @@ HEAD = """# Formulas
 
 <!-- Made by docs/make_formulas.py of glasscluster/base/formulas.toml: edit that file, not this one. -->
 
-The code, its ledger rows and the lessons cite these as *Eq 1* to *Eq 41*. "Eq" with a capital and a number
+The code, its ledger rows and the lessons cite these as *Eq 1* to *Eq 42*. "Eq" with a capital and a number
 is always one of them; "equation 3" of some paper is that paper's own. Lessons are called by a letter and a
 number: F1, F3 and F4 are lessons, not formulas.
 

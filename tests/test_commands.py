@@ -17,7 +17,8 @@ from test_cli import LESSON, glass
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.requests import Request
-from glasscluster.cli import app, main
+from glasscluster.cli import main
+from glasscluster.commands.app import app
 from glasscluster.commands.bodies import BODIES, body
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.requests.predict import PredictRequest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,36 @@ def test_likeness_of_long_words_is_judged_by_their_beginning():
 def test_a_name_that_is_empty_is_named_all_the_same(capsys):
     Path("r.json").write_text('{"": 1}')
     assert "'' = 1: unknown option" in refused(capsys, "''", "predict --request r.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("hardware", f"predict {SHAPE} --hardware"),
+        ("model", "predict --model"),
+        ("run", "replay"),
+        ("scenario", "run"),
+        ("data", f"train {SHAPE} --steps 1 --backend threads --data"),
+        ("weights", "generate --no-check --weights"),
+        ("topology", "collective all-reduce --gpus 2 --size 1MiB --topology"),
+        ("tokenizer", "tokenize encode abc --tokenizer"),
+        ("csv", "predict --csv"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", ".json", "/x", ".py", ":2"])
+def test_a_name_that_no_file_can_have_is_refused_by_its_option(capsys, field, words, end):
+    refused(capsys, field, words, LONG + end)
+
+
+def test_half_of_a_surrogate_pair_is_shown_escaped(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "initializer_range": "\\ud800"}')
+    words = [sys.executable, "-m", "glasscluster", "doctor", "--model", "config.json"]
+    for encoding in ("utf-8", "ascii"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(words, capture_output=True, check=False, env=environment)
+        assert b"\\ud800" in done.stdout + done.stderr
+        assert b"fault of ours" not in done.stderr
+        assert b"Traceback" not in done.stderr
 
 
 # ---- numbers without a bound -------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ LATE = {
 }
 # Our own modules loaded by name: the body of a command, of a scenario, of a figure, when it is asked for.
 REGISTRIES = {
+    "glasscluster.cli": "loads the commands when one is called; a person may end the program before",
     "glasscluster": "names of the public API, and where pictures are drawn",
     "glasscluster.base.display": "loads the module that draws what was asked for",
     "glasscluster.commands.bodies": "loads the body of a command",
@@ -232,7 +233,7 @@ def test_modules_loaded_by_name_are_loaded_by_the_registries_alone():
 
 
 def test_help_and_the_package_itself_need_no_torch():
-    for statement in ("import glasscluster", "import glasscluster.cli"):
+    for statement in ("import glasscluster", "import glasscluster.cli, glasscluster.commands.answer"):
         code = f"{statement}, sys; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, statement
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from programs import OUTSTANDING, all_send_first, expected, one_is_killed, one_raises
 
-from glasscluster.base.errors import Deadlock, RankDied, RankStalled
+from glasscluster.base.errors import BackendUnavailable, Deadlock, RankDied, RankStalled
+from glasscluster.sim.ranks.backends import ray_actors, ray_session
+from glasscluster.sim.ranks.backends.meeting_point import open_meeting_point
 from glasscluster.sim.ranks.backends.ray_actors import RayBackend
 from glasscluster.sim.ranks.deadlock import Wait
 from glasscluster.sim.run import Cluster
@@ -197,3 +199,137 @@ def test_a_ray_of_our_own_leaves_no_process_and_no_variable_behind(tmp_path):
     assert said["rank"] == 2
     assert said["environment"]
     assert gone(set(said["left"])) == set()
+
+
+# ---- a Ray that is not there, that is too small, that is killed --------------------------------------------
+def words(*lines: str) -> list[str]:
+    """A program of its own, which may import what stands beside this file."""
+    import sys
+
+    here = str(Path(__file__).parent)
+    return [sys.executable, "-c", "\n".join([f"import sys; sys.path.insert(0, {here!r})", *lines])]
+
+
+@pytest.mark.parametrize("what", ["nobody", "a mute one", "another"])
+def test_an_address_without_a_ray_is_named_within_15_seconds(what, monkeypatch):
+    import socket
+    import threading
+
+    def answer() -> None:
+        peer, _ = listening.accept()
+        peer.sendall(b"SSH-2.0-other\r\n")
+        peer.recv(100)
+        peer.close()
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    if what == "nobody":
+        listening.close()
+    elif what == "another":
+        threading.Thread(target=answer, daemon=True).start()
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    monkeypatch.setattr(ray_session, "ANSWER_S", 1.0)
+    begun = time.monotonic()
+    with pytest.raises(BackendUnavailable, match=f"RAY_ADDRESS is 127.0.0.1:{port}"):
+        ray_session.check_address(os.environ["RAY_ADDRESS"])
+    assert time.monotonic() - begun < 5
+
+
+def test_a_command_with_a_dead_address_ends_with_one_line_and_no_folder(tmp_path):
+    import subprocess
+    import sys
+
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "glasscluster", *"train --dp 2 --backend ray --out run".split()],
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:9", "PYTHONPATH": str(Path(__file__).parents[1])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert time.monotonic() - begun < 15
+    assert done.returncode == 3
+    assert "BackendUnavailable: RAY_ADDRESS is 127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_ray_with_too_few_cpus_says_how_many_it_has(shared_ray):
+    with pytest.raises(BackendUnavailable, match="9 actors need a CPU each, and this Ray has 8"):
+        Cluster("classroom", 9, "ray").run(one_raises)
+
+
+def test_an_actor_that_cannot_start_is_named(shared_ray, monkeypatch):
+    def no_meeting(self: Any) -> None:
+        raise OSError("no port is free")
+
+    monkeypatch.setattr(ray_actors._Rank, "host", no_meeting)
+    with pytest.raises(BackendUnavailable, match=r"2 actors on cpu.*no port is free"):
+        Cluster("classroom", 2, "ray").run(one_raises)
+
+
+def test_the_meeting_point_of_ranks_on_one_machine_listens_on_one_address():
+    import socket
+
+    place, store = open_meeting_point("127.0.0.1")
+    socket.create_connection(("127.0.0.1", place.port), timeout=5).close()
+    others = {"127.0.0.2", *(i[4][0] for i in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET))}
+    for other in others - {"127.0.0.1"}:
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection((other, place.port), timeout=5)
+    place.store(store).set("key", "value")
+    assert place.store().get("key") == b"value"
+    assert not place._replace(name="another").store().check(["key"])
+    assert open_meeting_point("127.0.0.1")[0].name != place.name
+
+
+KILLED = (
+    "import torch, time",
+    "from glasscluster import Cluster",
+    "from glasscluster.sim.ranks.backends import ray_session",
+    "def program(gpu):",
+    "    gpu.comm.all_reduce(torch.ones(4))",
+    "    return gpu.rank",
+    "cluster = Cluster('classroom', 2, 'ray')",
+    "cluster.__enter__()",
+    "cluster.run(program)",
+    "session = cluster._backend.session",
+    "print(session.folder, flush=True)",
+)
+
+
+@pytest.mark.soak  # Ray takes a minute
+def test_a_killed_driver_leaves_no_process_and_its_folder_goes_with_the_next_ray():
+    import subprocess
+
+    there = processes()
+    driver = subprocess.Popen(words(*KILLED, "time.sleep(600)"), stdout=subprocess.PIPE, text=True)
+    folder = Path(driver.stdout.readline().strip())
+    started = processes() - there
+    token = Path.home() / ".ray" / "auth_token"
+    modes = {path: path.stat().st_mode & 0o777 for path in (folder, token.parent, token)}
+    driver.kill()
+    driver.wait()
+    begun = time.monotonic()
+    assert gone(started) == set()
+    print(f"{len(started)} processes were gone {time.monotonic() - begun:.1f} s after the driver was killed")
+    assert len(started) >= 4
+    assert modes == {folder: 0o700, token.parent: 0o700, token: 0o600}
+    assert folder.is_dir()
+    ray_session.remove_left_folders()
+    assert not folder.exists()
+
+
+def test_a_session_s_folder_goes_with_its_ray_and_one_in_use_is_left_alone():
+    import subprocess
+
+    lines = (
+        *KILLED,
+        "ray_session.remove_left_folders()",
+        "assert session.folder.exists()",
+        "cluster.close()",
+    )
+    done = subprocess.run(words(*lines), capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not Path(done.stdout.strip()).exists()

@@ -1,16 +1,17 @@
 """Files that people bring, and files that must not be lost: the one reader, and the one writer.
 
-A file that somebody names can be anything: a pipe that never ends, a device, four gigabytes in four megabytes,
-a text in another encoding, JSON a million brackets deep. `read_bytes`, `read_text` and `read_json` (and `sim.recording.arrays.read_npz`)
-take regular files up to a size, and refuse everything else by an InputError that names the field.
+A file that somebody names can be anything: a pipe that never ends, a device, four gigabytes in four
+megabytes, a text in another encoding, JSON a million brackets deep. `read_bytes`, `read_text` and
+`read_json` (and `sim.recording.arrays.read_npz`) take regular files up to a size, and refuse everything
+else by an InputError that names the field.
 
-A file that we write can be cut anywhere: the process is killed, the disk is full. `replacing` writes beside the
-file, makes the disk keep it, and renames: whoever looks sees the old file or the new one. `replacing_together`
-does it for files that are true only together, as a model's shape and its weights:
+A file that we write can be cut anywhere: the process is killed, the disk is full. `replacing` writes beside
+the file, makes the disk keep it, and renames: whoever looks sees the old file or the new one.
+`replacing_together` does it for files that are true only together, as a model's shape and its weights:
 
-    1. all of them are written into FOLDER/.glass-writing-XXXX, and flushed          (killed here: the old ones)
-    2. that folder is renamed to FOLDER/.glass-complete                              (this is the moment)
-    3. each file is moved to its place; `finish` does what is left of this           (killed here: the new ones)
+    1. all of them are written into FOLDER/.glass-writing-XXXX, and flushed     (killed here: the old ones)
+    2. that folder is renamed to FOLDER/.glass-complete                         (this is the moment)
+    3. each file is moved to its place; `finish` does what is left of this      (killed here: the new ones)
 
 Every reader and every writer of such a set calls `finish` first.
 """
@@ -24,7 +25,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,6 +40,10 @@ TOO_DEEP = f"has more than {DEEPEST} brackets inside each other"
 WRITING, COMPLETE = ".glass-writing-", ".glass-complete"
 REMOVED = ".removed"  # in a complete set: names of files that the new ones replace
 BYTE_ORDER_MARK = "\ufeff"  # what some editors of Windows write first; `read_text` takes it off
+
+# What this process has done to the disk, for the last line of a command that a person ends.
+made: list[Path] = []  # folders that were not there before; they may still be empty
+written: list[Path] = []  # files, and folders of files that are true together, which are in their place
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
@@ -66,6 +71,24 @@ def read_bytes(field: str, path: str | Path, limit: int = LARGEST_DATA) -> bytes
         raise
     except (OSError, ValueError) as problem:  # ValueError: a name with a zero character
         raise InputError(field, shown(path), f"cannot be read: {why(problem)}") from None
+
+
+def is_there(path: str | Path, what: Callable[[str | Path], bool] = os.path.exists) -> bool:
+    """Whether something of this name is there; False for what no name can be, as 5,000 characters."""
+    try:
+        return what(path)
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a regular file of this name is there."""
+    return is_there(path, os.path.isfile)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder of this name is there."""
+    return is_there(path, os.path.isdir)
 
 
 def check_regular(field: str, path: str | Path) -> None:
@@ -191,6 +214,7 @@ def replacing(path: str | Path, field: str = "out") -> Iterator[Path]:
             os.chmod(beside, _mode_of(path))
             _flush(beside)
             os.replace(beside, path)
+            written.append(path)
             _flush(path.parent)
     except BaseException:
         with suppress(OSError):
@@ -243,7 +267,7 @@ def replacing_together(folder: str | Path, field: str = "out", without: Sequence
     """
     folder = Path(folder)
     with naming(field, folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         finish(folder)
         staging = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder))
     try:
@@ -258,6 +282,7 @@ def replacing_together(folder: str | Path, field: str = "out", without: Sequence
             _flush(staging / REMOVED)
             _flush(staging)
             os.rename(staging, folder / COMPLETE)
+            written.append(folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -306,14 +331,36 @@ def new_folder(parent: str | Path, name: str, field: str = "out") -> Path:
     """Make PARENT/NAME-1, or the first number that is free, also beside runs that do the same just now."""
     number = 1
     with naming(field, parent):
-        Path(parent).mkdir(parents=True, exist_ok=True)
+        make_folder(parent)
         while True:
             folder = Path(parent) / f"{name}-{number}"
             try:
                 folder.mkdir()
+                made.append(folder)
                 return folder
             except FileExistsError:
                 number += 1
+
+
+def make_folder(path: str | Path) -> None:
+    """Make a folder and those that it lies in, as far as they are not there.
+
+    Raises:
+        OSError: it cannot be made.
+        ValueError: its name has a zero character.
+    """
+    path = Path(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    made.extend(reversed(missing))
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def take_back_empty_folders() -> None:
+    """Remove the folders that this process has made and written nothing into."""
+    for folder in reversed(made):
+        with suppress(OSError):  # not empty, or not made
+            folder.rmdir()
+    made.clear()
 
 
 def _mode_of(path: Path) -> int:

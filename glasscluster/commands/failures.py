@@ -24,7 +24,7 @@ from glasscluster.commands.console import emit, is_leader
 
 # typer brings click along, or has it within
 UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-Aborts: Any = (typer.Abort, KeyboardInterrupt)
+Aborts: Any = (typer.Abort, KeyboardInterrupt)  # typer makes the first of the second
 LONGEST_MESSAGE = 1800  # characters on standard error
 # of a disk, not of ours: it is full, or may only be read, or nobody reads what is written
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EPIPE, errno.EIO)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from glasscluster.base.text import counted
+from glasscluster.base.utilisation import DEFINITIONS
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit, progress
 from glasscluster.commands.options import command
@@ -44,12 +45,15 @@ def predict_rows(request: PredictRequest, as_json: bool) -> int:
 
 def show(content: dict[str, Any]) -> None:
     """The prediction in words; of a plan that does not fit, what holds the memory and what would fit."""
-    ms, mfu = content["iteration_time_s"] * 1e3, content["mfu"]
+    ms = content["iteration_time_s"] * 1e3
     print(
-        f"{ms:.4g} ms a step on {content['hardware']} (virtual), MFU {mfu:.1%}, "
+        f"{ms:.4g} ms a step on {content['hardware']} (virtual), MFU {content['mfu']:.1%} "
+        f"(causal {content['mfu_causal']:.1%}), HFU {content['hfu']:.1%}, "
         f"bubble {content['bubble_fraction']:.1%}, peak memory {content['peak_memory_gib']:.3f} GiB"
         + ("" if content["fits"] else ": DOES NOT FIT")
     )
+    for definition in DEFINITIONS.values():
+        print(f"  {definition.en}")
     if content["fits"]:
         return
     for held in content["residents"]:

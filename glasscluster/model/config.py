@@ -47,7 +47,8 @@ class ModelConfig(BaseModel):
             *("dropout", "init_std", "residual_init"),
         ),
         "embeddings and logits": ("embedding_scale", "logit_cap"),
-        "what it learns from": ("objective", "prefix", "patches", "patch_size", "z_loss"),
+        "what it learns from": ("objective", "prefix", "patches", "patch_size"),
+        "loss": ("z_loss", "loss", "loss_chunks"),
     }
 
     layers: int = Field(4, ge=1, description="transformer blocks")
@@ -196,6 +197,10 @@ class ModelConfig(BaseModel):
     z_loss: float = Field(
         0.0, ge=0, description="weight of log² Z in the gradient, Z the sum of a token's exponentiated logits"
     )
+    loss: Literal["whole", "chunked"] = Field(
+        "whole", description="logits of all tokens at once, or chunk by chunk with their gradients"
+    )
+    loss_chunks: int = Field(8, ge=1, description="chunks of a micro-batch's tokens, with --loss chunked")
 
     embedding_scale: bool = Field(False, description="embeddings of tokens are multiplied by sqrt(hidden)")
     logit_cap: float = Field(0.0, ge=0, description="logits become cap x tanh(logit / cap); 0: as they are")
@@ -558,6 +563,35 @@ class ModelConfig(BaseModel):
         per_layer = products + 2 * s * self.heads * (self.score_dim + self.head_dim)
         head = 2 * h * (self.vocab + (h if self.objective == "masked" else 0))
         return 3 * tokens * (self.layers * per_layer + inside + head)
+
+    def seen_pairs(self, layer: int) -> int:
+        """Pairs of a query and a key in a sequence that a layer's mask lets see each other.
+
+        Args:
+            layer: which one, from 0.
+
+        Returns:
+            At most s².
+        """
+        if not self.causal:
+            return self.seq**2
+        far = min(self.window_of(layer) or self.seq, self.seq)  # keys that a query sees at most
+        return far * (far + 1) // 2 + (self.seq - far) * far + self.prefix * (self.prefix - 1) // 2
+
+    def causal_flops(self, tokens: int) -> int:
+        """Eq 30 with the pairs of tokens that the mask lets see each other in the place of all s².
+
+        Causal MFU is made of them.
+
+        Args:
+            tokens: in the step.
+
+        Returns:
+            Floating-point operations, two for each multiply-add.
+        """
+        hidden = sum(self.seq**2 - self.seen_pairs(layer) for layer in range(self.layers))
+        pair = 2 * self.heads * (self.score_dim + self.head_dim)
+        return self.model_flops(tokens) - 3 * tokens * hidden * pair // self.seq
 
 
 # options of rope that only one scaling has

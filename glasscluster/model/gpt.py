@@ -163,7 +163,8 @@ class Block(Module):
             lambda y: plus(self.parallel.row(self.attend(y, draw), self.out_weight), self.get("out_bias")),
             draw,
         )
-        return self.branch(x_BSH, 2, partial(self.mlp, self), draw)
+        part, second = "moe" if self.mlp is moe.experts else "mlp", partial(self.mlp, self)
+        return self.branch(x_BSH, 2, lambda y: self.keep.branch(part, second, y), draw)
 
     def branch(self, x: Tensor, number: int, f: Callable[[Tensor], Tensor], draw: Draw | None) -> Tensor:
         """Add the branch f to x, with the norm where the model has it. number: 1 attention, 2 MLP."""
@@ -296,8 +297,8 @@ class Block(Module):
 class Embedding(Module):
     """Rows of a table for tokens, and for positions where these are learned or fixed sines.
 
-    Rows for tokens can be multiplied by √h, as in the transformer's paper (1706.03762, section 3.4) and Gemma's
-    files: a tied table then serves the head with small numbers and the layers with large ones.
+    Rows for tokens can be multiplied by √h, as in the transformer's paper (1706.03762, section 3.4) and
+    Gemma's files: a tied table then serves the head with small numbers and the layers with large ones.
     BERT (1810.04805, section 3) adds rows for token types, and a norm. Token types are those of a pair of
     sentences unless they are given: 0 in the first half of a sequence, 1 in the second.
     """
@@ -417,6 +418,9 @@ class Head(Module):
     def forward(self, x_BSH: Tensor, targets_BS: Tensor) -> Tensor:
         """The loss, a scalar: summed over tokens."""
         config, loss = self.config, self.parallel.cross_entropy
+        if config.loss == "chunked":
+            x, bias = self.hidden(x_BSH), self.get("logit_bias")
+            return self.parallel.chunked_cross_entropy(x, self.table, bias, targets_BS, config)
         # the logits get no name here: the loss can let them go as soon as it has its own copy
         return loss(self.shown(self.scores(x_BSH)), targets_BS, config.vocab, config.z_loss)
 
@@ -428,12 +432,17 @@ class Head(Module):
 
     def scores(self, x_BSH: Tensor) -> Tensor:
         """This rank's columns of the logits, capped: [B, S, V]."""
+        logits = self.parallel.column(self.hidden(x_BSH), self.table, self.get("logit_bias"))
+        cap = self.config.logit_cap
+        return (logits / cap).tanh() * cap if cap else logits
+
+    def hidden(self, x_BSH: Tensor) -> Tensor:
+        """What is multiplied by the table: [B, S, H], behind the last norm and a masked model's matrix."""
         x = x_BSH if self.config.norm_position == "post" else norms.norm(self, "norm", x_BSH)
         if self.config.objective == "masked":
             x = nn.functional.gelu(self.parallel.linear(x, self.transform_weight, self.get("transform_bias")))
             x = norms.norm(self, "transform_norm", x)
-        logits, cap = self.parallel.column(x, self.table, self.get("logit_bias")), self.config.logit_cap
-        return (logits / cap).tanh() * cap if cap else logits
+        return x
 
     def logits(self, x_BSH: Tensor) -> Tensor:
         """The whole logits, on every rank: [B, S, vocabulary]. They carry no gradient."""

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.kernels.chunked_loss import IGNORE, ChunkedCrossEntropy
 from glasscluster.model.kernels.precision import accumulation_dtype
 from glasscluster.model.kernels.scores import PLAIN, Scores
-
-IGNORE = -100  # a target that carries no loss
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ class Unsharded:
     # takes weight gradients that are computed after the backward (strategies/pipeline/weight_gradients.py)
     deferred: Any = None
     observe: Any = None  # called with kind, layer and tensors (strategies/observer.py); None: nobody looks
+    name_tensor: Any = None  # called with a tensor and its name in the memory ledger; None: nobody counts
 
     @property
     def pieces(self) -> int:
@@ -218,6 +219,26 @@ class Unsharded:
         extra = z_loss * (logits.logsumexp(-1).square() * (targets != IGNORE)).sum()
         return loss + (extra - extra.detach())
 
+    def chunked_cross_entropy(
+        self, x: Tensor, table: Tensor, bias: Tensor | None, targets: Tensor, config: ModelConfig
+    ) -> Tensor:
+        """The head's product and `cross_entropy` together, chunk by chunk: logits are never whole.
+
+        x [b, s outside the matrices, h], table [V/t, h], bias [V/t], targets [b, s]; returns a scalar.
+        """
+        how = self, config.loss_chunks, config.vocab, config.z_loss, config.logit_cap, torch.is_grad_enabled()
+        return ChunkedCrossEntropy.apply(self.f(x), table, bias, targets, *how)
+
+    def combine(self, x: Tensor, label: str, op: str = "sum") -> Tensor:
+        """x summed over the ranks that share out the vocabulary, or with op "max" its maximum."""
+        return x
+
+    def called(self, x: Tensor, name: str) -> Tensor:
+        """x, after whoever counts memory has heard its name."""
+        if self.name_tensor is not None:
+            self.name_tensor(x, name)
+        return x
+
 
 def plus(x: Tensor, bias: Tensor | None) -> Tensor:
     """x + bias, where there is one."""
@@ -250,6 +271,10 @@ class KeepAll:
         for block in blocks:
             x = block(x, draw)
         return x
+
+    def branch(self, part: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Compute a layer's second branch from its normalised input; `part` is "mlp" or "moe"."""
+        return function(x)
 
     def latent(self, c: Tensor, k_rotary: Tensor | None) -> None:
         """Latent attention: what keys and values are made from, [b, s, d_c] and [b, s, 1, d_R], for a cache

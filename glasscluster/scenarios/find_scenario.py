@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import is_file
 from glasscluster.scenarios.lesson import LESSONS, taught_lesson
 from glasscluster.scenarios.scenario import REGISTRY, Scenario
 
@@ -29,7 +30,7 @@ def find(name: str) -> Scenario:
     """A built-in scenario or lesson by name, or the one in a file, or in a lesson's folder."""
     if name.endswith(".py"):
         return _from_file(Path(name))
-    if (Path(name) / "program.py").is_file():
+    if is_file(Path(name) / "program.py"):
         return _from_file(Path(name) / "program.py")
     if name.upper() in LESSONS:
         return taught_lesson(name.upper())
@@ -40,7 +41,7 @@ def find(name: str) -> Scenario:
 
 
 def _from_file(path: Path) -> Scenario:
-    if not path.is_file():
+    if not is_file(path):
         raise InputError("scenario", str(path), "there is no such file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None

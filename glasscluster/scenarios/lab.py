@@ -567,6 +567,7 @@ def _of_run(entry: Entry, what: Said) -> Said:
 
 def _run_json(entry: Entry) -> dict[str, Any]:
     graph = entry.run.graph
+    flops = graph.info.get("model_flops", 0.0), graph.info.get("causal_flops")
     if entry.trained is not None:
         content = entry.trained.as_json()
     else:
@@ -577,13 +578,10 @@ def _run_json(entry: Entry) -> dict[str, Any]:
             "bytes_sent": None if graph.has_native else graph.traffic(),
             "peak_memory_bytes": [total for total, _ in peaks],
             "memory_bytes": {c: [split[c] for _, split in peaks] for c in peaks[0][1]},
-            **entry.run.timeline.summary(graph.info.get("model_flops", 0.0)),
+            **entry.run.timeline.summary(*flops),
             **judged(entry.checks, [NOT_COUNTED] if graph.has_native else []),
         }
-    replays = {
-        name: timeline.summary(graph.info.get("model_flops", 0.0))
-        for name, timeline in entry.timelines.items()
-    }
+    replays = {name: timeline.summary(*flops) for name, timeline in entry.timelines.items()}
     return {"name": entry.key, **content, "replays": replays}
 
 

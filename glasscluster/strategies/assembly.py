@@ -32,7 +32,7 @@ from glasscluster.strategies.experts.expert_parallel import ExpertParallel
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.layout.units import TIED, Unit
 from glasscluster.strategies.loader import Loader
-from glasscluster.strategies.memory.recompute import KINDS
+from glasscluster.strategies.memory.policies import make_keep
 from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.observer import Observer
 from glasscluster.strategies.pipeline.pipeline_parallel import PipelineExecutor
@@ -216,11 +216,13 @@ class Parts:
 def assemble(gpu: GPU, job: Job, observers: Sequence[Observer]) -> Parts:
     """Build all of it. The communicators come first, in an order that is the same on every rank."""
     plan, place = job.plan, Place(gpu, job)
-    keep, layers = KINDS[plan.recompute](gpu, plan.recompute_every), WholeLayers()
+    keep = make_keep(gpu, plan.recompute, plan.recompute_every, plan.recomputed)
+    layers = WholeLayers()
     with gpu.unrecorded():
         parallel, weight_gradients = make_parallel(place, job), WeightGradients(gpu)
         for observer in observers:
             parallel = observer.parallel_made(parallel)
+        parallel.name_tensor = gpu.memory.call
         if plan.pipeline.splits:
             parallel.deferred = weight_gradients
         mine = plan.pipeline.stages_of(place.pp.rank)

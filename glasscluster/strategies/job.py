@@ -107,6 +107,7 @@ def job_info(job: Job, **more: Any) -> dict[str, Any]:
         "plan": plan.model_dump(mode="json"),
         "model": job.model.model_dump(mode="json"),
         "model_flops": job.model.model_flops(tokens),
+        "causal_flops": job.model.causal_flops(tokens),
         "tokens": tokens,
         **more,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from glasscluster.base.text import Said
+from glasscluster.base.utilisation import DEFINITIONS, MEANINGS
 
 CATALOGUE: dict[str, Said] = {
     # kinds of event
@@ -337,7 +338,8 @@ CATALOGUE: dict[str, Said] = {
     "table_bubble": Said("bubble", "气泡"),
     "table_exposed": Said("exposed communication", "暴露的通信"),
     "table_step": Said("step", "一步"),
-    "table_mfu": Said("MFU", "MFU"),
+    **{f"table_{key}": name for key, (name, _) in MEANINGS.items()},
+    **{f"define_{key}": sentence for key, sentence in DEFINITIONS.items()},
     "unvalidated": Said(
         "Seconds are virtual, from data sheets and formulas; not validated against measured clusters.",
         "秒是虚拟秒，由数据手册与公式算出，尚未与实测集群核对。",
@@ -466,9 +468,5 @@ GLOSSARY: tuple[tuple[str, Said, Said], ...] = (
         Said("all-gather", "全聚集"),
         Said("every rank ends with every rank's chunk", "每个 rank 得到所有 rank 的块"),
     ),
-    (
-        "",
-        Said("MFU", "MFU"),
-        Said("model FLOPs over what the GPUs could do in that time", "模型 FLOPs 与同一时间内峰值算力之比"),
-    ),
+    *(("", name, meaning) for name, meaning in MEANINGS.values()),
 )

@@ -107,6 +107,8 @@ TRIED: dict[str, tuple[dict[str, Any], ...]] = {
     "init_std": ({"init_std": 0.3},),
     "residual_init": ({"residual_init": "plain"},),
     "z_loss": ({"z_loss": 0.1},),
+    "loss": ({"loss": "chunked"},),
+    "loss_chunks": ({"loss": "chunked", "loss_chunks": 3},),
 }
 REFUSED = {
     "generate": {"capacity_factor", "objective", "patches", "dropout"},

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from glasscluster.base.errors import InputError, alike
-from glasscluster.base.files import read_bytes
+from glasscluster.base.files import is_folder, is_there, read_bytes
 from glasscluster.model.text.tokenizer import END_OF_TEXT
 
 BUILT_IN = ("python", "english", "chinese")
@@ -32,11 +32,11 @@ def documents(source: str, field: str = "data") -> list[bytes]:
         InputError: there is no such thing, or it cannot be read.
     """
     path = Path(source)
-    if path.is_dir():
+    if is_folder(path):
         texts = [read_bytes(field, p) for p in sorted(path.rglob("*")) if p.is_file()]
-    elif not path.exists() and source not in BUILT_IN:
+    elif not is_there(path) and source not in BUILT_IN:
         raise InputError(field, source, "is no file, no folder and no built-in text", alike(source, BUILT_IN))
-    elif path.exists():
+    elif is_there(path):
         texts = read_bytes(field, path).split(END_OF_TEXT.encode())
     elif source == "python":
         texts = standard_library()

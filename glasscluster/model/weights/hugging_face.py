@@ -37,7 +37,7 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights.families import FAMILIES, Family, WeightsError, family_in, json_object
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-NUMBERS = ("F64", "F32", "F16", "BF16")  # types of tensors; others are quantised
+NUMBERS = (*(f"F{bits}" for bits in (64, 32, 16)), "BF16")  # types of tensors; others are quantised
 
 
 class Piece(NamedTuple):

@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 
 from glasscluster.base.errors import GlassError, InputError
-from glasscluster.base.files import finish, naming, new_folder, replacing, replacing_together, why, write_text
+from glasscluster.base.files import (
+    finish,
+    make_folder,
+    naming,
+    new_folder,
+    replacing,
+    replacing_together,
+    why,
+    write_text,
+)
 from glasscluster.base.rows import Row
 from glasscluster.scenarios.jobs.progress import Say
 from glasscluster.sim.recording.events import FIELDS, KINDS
@@ -25,7 +34,7 @@ def output_folder(out: str | None, name: str) -> Path:
         return new_folder("runs", name)
     folder = Path(out)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except (OSError, ValueError) as problem:
         raise InputError("out", out, f"cannot be made: {why(problem)}") from None
     return folder

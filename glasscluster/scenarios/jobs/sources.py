@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.files import read_bytes
+from glasscluster.base.files import is_there, read_bytes
 from glasscluster.model.text.data import corpus
 from glasscluster.model.text.mixture import Mixture, read
 
@@ -41,7 +40,7 @@ def _weight(text: str) -> float | None:
     exists.
     """
     name, colon, last = text.rpartition(":")
-    if not colon or not name or Path(text).exists():
+    if not colon or not name or is_there(text):
         return None
     try:
         return float(last)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.errors import Deadlock, InputError, alike, nearest
-from glasscluster.base.files import finish, read_text
+from glasscluster.base.files import finish, is_file, is_folder, read_text
 from glasscluster.scenarios.jobs.folders import output_folder
 from glasscluster.scenarios.requests.stored import ReplayRequest, ScheduleRequest
 from glasscluster.sim.recording.graph import ExecutionGraph
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 def find_graph(run: str) -> Path:
     """The path of a run folder's graph.npz, or of the file itself; InputError where there is none."""
     path = Path(run)
-    if path.is_file():
+    if is_file(path):
         return path
-    if path.is_dir():
+    if is_folder(path):
         finish(path)
     else:
         raise InputError("run", run, "there is no such folder or file", _nearby(path))
@@ -100,7 +100,7 @@ def replay_stored(
         "hardware": timeline.hardware.name,
         "gpus": graph.ranks,
         "events": len(graph),
-        **timeline.summary(graph.info.get("model_flops", 0.0)),
+        **timeline.summary(graph.info.get("model_flops", 0.0), graph.info.get("causal_flops")),
         "report": None,
     }
     if out is not None:

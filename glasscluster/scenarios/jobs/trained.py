@@ -90,7 +90,7 @@ class Trained:
             **({"skipped_steps": [i for i, s in enumerate(first.skipped) if s]} if first.skipped else {}),
             **({"returned_steps": first.returned} if job.plan.rollback else {}),
             **self.memory(),
-            **self.timeline.summary(self.run.graph.info["model_flops"]),
+            **self.timeline.summary(*(self.run.graph.info[f"{k}_flops"] for k in ("model", "causal"))),
             **judged(self.checks, self.not_checked),
             "report": str(self.report) if self.report else None,
         }

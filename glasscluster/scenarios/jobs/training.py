@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import DoesNotFit, GlassError, InputError, OutOfMemory
+from glasscluster.base.files import make_folder
 from glasscluster.base.quantities import written_bytes
 from glasscluster.base.rows import Row
 from glasscluster.base.text import Said, counted
@@ -202,7 +203,7 @@ def check_saving(folder: str, model: ModelConfig, plan: Plan) -> None:
         raise InputError("save", folder, f"--exchange {plan.exchange} keeps no weights; all-reduce does")
     try:
         hugging_face.family_of(model)
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except WeightsError as problem:
         raise InputError("save", folder, str(problem)) from None
     except OSError as problem:

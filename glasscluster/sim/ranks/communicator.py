@@ -43,6 +43,7 @@ class Communicator:
         ranks: as above.
         axis: as above.
         group: a number of its own, for its lanes on the graph and the tags of its messages.
+        mesh: how many meshes its rank had made before; the groups of each have the same numbers.
 
     Example:
         >>> import torch
@@ -64,11 +65,14 @@ class Communicator:
         ranks: Sequence[int],
         axis: str,
         group: int,
+        mesh: int = 0,
     ) -> None:
         self.wire, self.progress, self.recorder, self.ledger = wire, progress, recorder, ledger
         self.ranks, self.axis, self.group = tuple(ranks), axis, group
         self.size, self.rank = len(self.ranks), self.ranks.index(wire.rank)
         self.tag_base = group * TAGS_PER_GROUP
+        self.identity = f"{group}.{mesh}"
+        self.meshes = mesh  # made up to now: what a new subgroup belongs to
         self._queue: deque[CollectiveWork] = deque()
         progress.queues.append(self._queue)
         progress.communicators.append(self)
@@ -839,7 +843,8 @@ class Communicator:
             >>> Cluster("classroom", gpus=3).run(program).results
             [(0, 2), None, (1, 2)]
         """
-        return Communicator(self.wire, self.progress, self.recorder, self.ledger, ranks, axis, group)
+        shared = (self.wire, self.progress, self.recorder, self.ledger)
+        return Communicator(*shared, ranks, axis, group, self.meshes)
 
     def _collective(
         self, operation: str, algorithm: str, x: torch.Tensor, async_op: bool, labels: dict, **options
@@ -860,7 +865,7 @@ class Communicator:
         if self.size == 1:
             return Done()
         x = x.detach()
-        call = describe(operation, algorithm, x, (self.group, self.axis, self.ranks), given)
+        call = describe(operation, algorithm, x, (self.identity, self.axis, self.ranks), given)
         self.wire.agree(call, self.ranks, options.get("sends", ()), options.get("receives", ()))
         work = CollectiveWork(self, operation, algorithm, purpose, label, x)
         work.steps = (

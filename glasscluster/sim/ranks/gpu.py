@@ -83,6 +83,7 @@ class GPU:
             InputError: for an unknown axis, or sizes that do not multiply to the number of ranks.
         """
         self._mesh = Mesh(self.comm, sizes)
+        self.comm.meshes += 1
         return self._mesh
 
     @property

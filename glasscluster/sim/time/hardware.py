@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import is_file
 from glasscluster.base.link import Link
 from glasscluster.sim.time import profile
 from glasscluster.sim.time.network.own import as_data, from_data
@@ -424,7 +425,7 @@ def hardware(name: str | Hardware) -> Hardware:
     if name in CATALOGUE:
         return CATALOGUE[name]
     path = Path(name)
-    if path.suffix == ".json" or path.is_file():
+    if path.suffix == ".json" or is_file(path):
         return _read_profile(path)
     raise InputError("hardware", name, "not in the catalogue and not a profile file", list(CATALOGUE))
 

@@ -425,11 +425,31 @@ class Timeline:
             return 0.0
         return model_flops / (self.makespan * self.graph.ranks * self.hardware.gpu.peak(self.precision))
 
-    def summary(self, model_flops: float = 0.0) -> dict[str, Any]:
+    def hfu(self) -> float:
+        """Hardware FLOPs utilisation: as `mfu`, of all FLOPs that ran.
+
+        Returns:
+            A fraction of the peak at the timeline's precision.
+
+        Raises:
+            InputError: if no peak of the GPU is known at this precision.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> timeline.hfu() == timeline.mfu(2 * 2 * 1000**3)
+            True
+        """
+        return self.mfu(float(self.graph.flops.sum()))
+
+    def summary(self, model_flops: float = 0.0, causal_flops: float | None = None) -> dict[str, Any]:
         """The timeline's keys of `glass train` and `glass replay`.
 
         Args:
             model_flops: for the MFU; 0: unknown.
+            causal_flops: for the causal MFU; None: unknown.
 
         Returns:
             Values by the names of docs/contract.md; seconds and fractions.
@@ -451,6 +471,8 @@ class Timeline:
             "exposed_comm_per_rank_s": exposed,
             "breakdown_s": self.breakdown(),
             "mfu": self.mfu(model_flops),
+            "mfu_causal": None if causal_flops is None else self.mfu(causal_flops),
+            "hfu": self.hfu(),
             **({"order": "as recorded"} if self.graph.info.get("order_fixed") else {}),
         }
 

@@ -19,7 +19,9 @@ def predict(run: Judged) -> list[Row]:
     a, n_kv = model.heads // plan.tp, max(1, model.key_heads // plan.tp)
     b, s, d = plan.micro_batch, model.seq, model.score_dim
     one = ulysses.predict_traffic(kind, plan.cp, b, s, a, n_kv, d, plan.width, plan.heads_cut)
-    again = {"none": 0, "selective": one["again"], "full": one["forward"]}[plan.recompute]
+    again = {"none": 0, "selective": one["again"], "full": one["forward"]}[
+        plan.recompute if "core" in plan.recomputed else "none"
+    ]
     attention = one["forward"] + one["backward"] + again
     return [
         bytes_row(

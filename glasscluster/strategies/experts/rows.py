@@ -19,7 +19,7 @@ def predict(run: Judged) -> list[Row]:
         here = rank // plan.tp % plan.ep
         for rows in result.routing_counts("kept"):
             left += sum(rows) - sum(rows[here * each : (here + 1) * each])
-    trips = 6 if plan.recompute == "full" else 4
+    trips = 6 if "moe" in plan.recomputed else 4
     return [
         bytes_row(
             graph,

@@ -163,7 +163,7 @@ def singles(plan: Plan, model: ModelConfig) -> list[list[Change]]:
     batches = [b for b in range(plan.micro_batch - 1, 0, -1) if plan.micro_batch % b == 0]
     kinds = {"none": 0, "selective": 1, "full": 2}
     recomputed: list[Change] = [
-        {"recompute": kind} for kind, rank in kinds.items() if rank > kinds[plan.recompute]
+        {"recompute": kind} for kind, rank in kinds.items() if rank > kinds.get(plan.recompute, 1)
     ]
     return [
         [{"zero": stage} for stage in range(plan.zero + 1, 4)],

@@ -48,7 +48,8 @@ def train_one_device(
     documents: for each batch the lengths of its rows' documents, where rows are packed. skip: which steps are
     not taken.
     """
-    model = GPTStage(config, seed=seed, dtype=dtype)
+    # a loss in chunks is compared with the whole one
+    model = GPTStage(config.model_copy(update={"loss": "whole"}), seed=seed, dtype=dtype)
     if weights is not None:
         hugging_face.fill(model, weights)
     named = model.full_names()

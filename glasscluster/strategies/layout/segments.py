@@ -20,6 +20,11 @@ def ends(layers: Sequence[int], every: int) -> list[int]:
     return [layers[min(start + every, len(layers)) - 1] for start in range(0, len(layers), every)]
 
 
+def branch_of(model: ModelConfig, layer: int) -> str:
+    """The part that a layer's second branch is: "moe" or "mlp"."""
+    return "moe" if model.routed(layer) else "mlp"
+
+
 def last_spared(model: ModelConfig, layer: int, fused: bool = False) -> bool:
     """Whether recomputation of a segment stops before its last matrix, and before that matrix's collective.
 

@@ -5,7 +5,8 @@ Follows Chen et al., "Training deep nets with sublinear memory cost" (1604.06174
 everything a layer keeps.
 
     none        keep everything, n A
-    selective   drop the attention core (Q K^T, softmax, its dropout, the sum over V), keep Q, K, V
+    selective   drop the attention core (Q K^T, softmax, its dropout, the sum over V), keep Q, K, V;
+                and where it is asked for the MLP or the experts, of which the input is kept
     full        keep each segment's input; backward of a segment first runs its forward again
 
         x ──[ layer 0 · layer 1 ]── x' ──[ layer 2 · layer 3 ]── y        k = 2: x and x' stay, n/k C
@@ -31,10 +32,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.kernels.flash import costs, parts
+from glasscluster.model.kernels.flash import costs
+from glasscluster.model.kernels.flash.parts import whole
 from glasscluster.model.parallel import KeepAll
 from glasscluster.sim.ranks.gpu import GPU
-from glasscluster.strategies.layout.segments import ends, last_spared, segments
+from glasscluster.strategies.layout.segments import branch_of, ends, last_spared, segments
 
 CHECKPOINT = "checkpoint"  # what the memory ledger calls a tensor that is kept to start from
 
@@ -56,33 +58,49 @@ class Recompute(KeepAll):
         """Compute function(*kept), and save only `kept` for backward."""
         for x in kept:
             self.gpu.memory.register(x, "activations", CHECKPOINT)
+        layer = self.gpu.recorder.layer  # what runs again belongs to the layer that ran it first
         # dropout hashes the position of an element, so there is no generator state to restore
         return checkpoint(
             function,
             *kept,
             use_reentrant=False,
             preserve_rng_state=False,
-            context_fn=lambda: (nullcontext(), self.again()),
+            context_fn=lambda: self.contexts(layer),
         )
 
+    def contexts(self, layer: int) -> tuple[Any, Any]:
+        """The contexts of running a function of `layer` in forward, and of running it again."""
+        return nullcontext(), self.again(layer)
+
     @contextmanager
-    def again(self) -> Iterator[None]:
-        """The context in which the forward runs again: it is recorded as phase "recompute"."""
+    def again(self, layer: int) -> Iterator[None]:
+        """The context in which the forward runs again: it is recorded as phase "recompute" of a layer."""
         self.held = max(self.held, self.gpu.memory.named(CHECKPOINT))
         self.active = True
         try:
-            with self.gpu.region("recompute"):
+            with self.gpu.region("recompute", layer=layer):
                 yield
         finally:
             self.active = False
 
 
 class Selective(Recompute):
-    """Recompute only the attention core, whose memory grows with s² and whose FLOPs are a small share."""
+    """Recompute parts of each layer: by default the attention core alone.
+
+    The core's memory grows with s² and its FLOPs are a small share. `parts` (dialects.py) may have more.
+    """
+
+    def __init__(self, gpu: GPU, every: int = 1, parts: Sequence[str] = ("core",)) -> None:
+        super().__init__(gpu, every)
+        self.parts = parts
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Run attention and save only Q, K and V for backward."""
-        return self.run(attention, q, k, v)
+        return self.run(attention, q, k, v) if "core" in self.parts else attention(q, k, v)
+
+    def branch(self, part: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Run the MLP or the experts and save only their input for backward."""
+        return self.run(function, x) if part in self.parts else function(x)
 
 
 class Full(Recompute):
@@ -122,13 +140,14 @@ def best_every(layers: int, checkpoint_bytes: float, layer_bytes: float) -> floa
 def predict_checkpoints(
     kind: str,
     model: ModelConfig,
-    layers: int,
+    layers: int | Sequence[int],
     every: int,
     sequences: int,
     tp: int,
     width: int,
     pieces: int = 1,
     cp: int = 1,
+    parts: Sequence[str] = ("core",),
 ) -> int:
     """Bytes of checkpoints that a rank saves for a stage and micro-batch.
 
@@ -139,15 +158,16 @@ def predict_checkpoints(
     Args:
         kind: "none", "selective" or "full".
         model: sizes of the model.
-        layers: layers of the stage.
+        layers: layers of the stage by number; or how many, then they are the first ones.
         every: layers of a segment.
         sequences: b, sequences of a micro-batch.
         tp: t.
         width: w, bytes of an element.
         pieces: ranks that a segment's input is cut over: cp, times t with sequence parallelism.
         cp: context-parallel ranks.
+        parts: what selective recomputation drops; of the MLP or the experts it keeps the input, w·sbh.
     """
-    tokens = sequences * model.seq
+    tokens, layers = sequences * model.seq, range(layers) if isinstance(layers, int) else layers
     columns = (model.query_width + 2 * model.key_width) // tp
     if model.kv_latent:
         columns = 3 * model.heads * model.score_dim // tp
@@ -155,8 +175,11 @@ def predict_checkpoints(
         columns = model.query_width // tp + 2 * max(model.key_width // tp, model.head_dim)
     elif tp > model.key_heads:
         columns = (model.query_width // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
-    full = width * tokens * model.hidden // pieces * len(segments(layers, every))
-    return {"none": 0, "selective": width * tokens // cp * columns * layers, "full": full}[kind]
+    full = width * tokens * model.hidden // pieces * len(segments(len(layers), every))
+    core = width * tokens // cp * columns if "core" in parts else 0
+    branches = sum(branch_of(model, layer) in parts for layer in layers)
+    selective = core * len(layers) + width * tokens * model.hidden // pieces * branches
+    return {"none": 0, "selective": selective, "full": full}[kind]
 
 
 def predict_flops(
@@ -171,6 +194,7 @@ def predict_flops(
     routers: int = 1,
     latents: int = 1,
     assignments: int = 0,
+    parts: Sequence[str] = ("core",),
 ) -> int:
     """FLOPs that recomputation repeats for a stage and micro-batch, over all ranks of one replica.
 
@@ -186,24 +210,44 @@ def predict_flops(
         routers: ranks that all compute the same router.
         latents: ranks that all compute the same projection to latents.
         assignments: assignments of tokens to experts, over all layers.
+        parts: what selective recomputation drops. The last matrix of an MLP is then spared unless `spares`
+            says otherwise.
     """
-    b, s, h, a, u = sequences, model.seq, model.hidden, model.heads, model.gates
+    b, s, h, u = sequences, model.seq, model.hidden, model.gates
     layers = range(layers) if isinstance(layers, int) else layers
-    scores = 2 * b * s * s * a * model.score_dim * len(layers)
-    if pairs is None:
-        masks = (parts.whole(s, model.causal, model.prefix, model.window_of(layer)) for layer in layers)
-        pairs = a * sum(map(costs.pairs, masks))
-    flash = 4 * b * pairs * model.score_dim
-    core = flash if model.attention == "flash" else 2 * scores
-    if kind != "full":
+    core = core_flops(model, b, layers, pairs)
+    if kind == "none":
+        return 0
+    if kind == "selective":
         # the product with V is not repeated: backward needs only its inputs, and recomputation ends with them
-        return (flash if model.attention == "flash" else scores) if kind == "selective" else 0
-    attention = len(layers) * 2 * b * s * (model.head_products + latents * model.down * h) + core
-    dense = 2 * b * s * (u + 1) * h * sum(map(model.dense_width, layers))
-    experts = 2 * b * s * h * model.experts * routers * sum(map(model.routed, layers))
+        attention = (core if model.attention == "flash" else core // 2) if "core" in parts else 0
+        branches, last = [layer for layer in layers if branch_of(model, layer) in parts], list(layers)
+    else:
+        attention = len(layers) * 2 * b * s * (model.head_products + latents * model.down * h) + core
+        branches, last = list(layers), ends(layers, every)
+    dense = 2 * b * s * (u + 1) * h * sum(map(model.dense_width, branches))
+    experts = 2 * b * s * h * model.experts * routers * sum(map(model.routed, branches))
     experts += 2 * assignments * (u + 1) * h * model.expert_width
-    last = ends(layers, every)
     if spares is None:
-        spares = [last_spared(model, layer) for layer in last]
-    stopped = [model.dense_width(layer) for layer, spared in zip(last, spares, strict=True) if spared]
-    return attention + dense + experts - 2 * b * s * h * sum(stopped)
+        spares = [kind == "selective" or last_spared(model, layer) for layer in last]
+    spared = [layer for layer, stops in zip(last, spares, strict=True) if stops and layer in branches]
+    return attention + dense + experts - 2 * b * s * h * sum(map(model.dense_width, spared))
+
+
+def core_flops(model: ModelConfig, sequences: int, layers: Sequence[int], pairs: int | None = None) -> int:
+    """FLOPs of attention's two products in some layers, forward, over all ranks of one replica.
+
+    Args:
+        model: sizes of the model.
+        sequences: b, sequences of a micro-batch.
+        layers: which ones, by number.
+        pairs: query-key pairs of a sequence that flash attention computes, over all heads and these layers;
+            None: those of its tiles.
+    """
+    b, s, a = sequences, model.seq, model.heads
+    if model.attention != "flash":
+        return 4 * b * s * s * a * model.score_dim * len(layers)
+    if pairs is None:
+        masks = (whole(s, model.causal, model.prefix, model.window_of(layer)) for layer in layers)
+        pairs = a * sum(map(costs.pairs, masks))
+    return 4 * b * pairs * model.score_dim

@@ -1,25 +1,68 @@
-"""The ledger rows of recomputation: FLOPs that run again, and bytes of checkpoints."""
+"""The ledger rows of recomputation and of a loss in chunks: FLOPs that run again, bytes that are kept."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
 from glasscluster.base.rows import Row
 from glasscluster.base.text import Said
+from glasscluster.model.kernels.chunked_loss import (
+    INPUT_GRADIENT,
+    LOGITS,
+    WEIGHT_GRADIENT,
+    predict_input_gradient,
+    predict_logits,
+    predict_weight_gradient,
+)
 from glasscluster.model.kernels.flash.tiles import TILE
 from glasscluster.sim.recording.events import RECOMPUTE
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.time.memory_history import MemoryHistory
 from glasscluster.strategies.layout.judged import Judged
 from glasscluster.strategies.layout.segments import ends, last_spared
 from glasscluster.strategies.layout.tokens import work
+from glasscluster.strategies.memory.per_operation import predict_again, predict_saved
 from glasscluster.strategies.memory.recompute import predict_checkpoints, predict_flops
+
+if TYPE_CHECKING:
+    from glasscluster.strategies.plan import Plan
 
 SOURCE = "Korthikanti 2205.05198 section 5; Chen 1604.06174 (Eq 29)"
 
 PLACE = 60  # in the ledger
+WAITS = Said(
+    "the input of an MLP also waits for its weights' gradients: how many at once, the schedule decides",
+    "MLP 的输入还要等待权重梯度：同时等待的有多少由调度决定",
+)
+NAMES = {
+    "logits": Said(
+        "logits held at once by the loss in chunks, all ranks", "分块损失同时持有的 logits，全部 rank"
+    ),
+    "inputs": Said(
+        "gradients of the head's input kept from forward, all ranks",
+        "前向留到反向的输出头输入梯度，全部 rank",
+    ),
+    "weights": Said(
+        "gradients of the head's weights kept from forward, all ranks",
+        "前向留到反向的输出头权重梯度，全部 rank",
+    ),
+}
 
 
 def predict(run: Judged) -> list[Row]:
+    """What recomputation repeats and keeps (Eq 29), and what a loss in chunks holds (Eq 42)."""
+    return [*_recomputed(run), *_chunked_loss(run)]
+
+
+# ---- recomputation -----------------------------------------------------------------------------------------
+def _recomputed(run: Judged) -> list[Row]:
     """FLOPs that ran again, and the most bytes of checkpoints held at one time, over all ranks (Eq 29)."""
     if run.graph is None or run.results is None or run.plan.recompute == "none":
         return []
+    branches = run.plan.recompute in ("selective", "op") and run.plan.recomputed != ("core",)
+    waits = run.plan.pipeline.splits and branches
     return [
         Row(
             "flops_recomputed",
@@ -35,6 +78,7 @@ def predict(run: Judged) -> list[Row]:
             _checkpoints(run),
             sum(r.checkpoint_bytes for r in run.results),
             SOURCE,
+            why=WAITS if waits else None,
         ),
     ]
 
@@ -50,12 +94,20 @@ def _flops(run: Judged) -> int:
     routers = 1 if plan.sequence_parallel else plan.tp
     flops = 0
     for layers in plan.stage_layers(model):
-        spared = [stops and last_spared(model, layer, fused) for layer in ends(layers, plan.recompute_every)]
+        stage_ends = ends(layers, plan.recompute_every if plan.recompute == "full" else 1)
+        spared = [stops and last_spared(model, layer, fused) for layer in stage_ends]
+        if plan.recompute == "selective":
+            # a part of a layer ends with its last matrix, whatever is behind it
+            spared = [stops and not fused] * len(layers)
         stage = plan.recompute, model, layers, plan.recompute_every, plan.micro_batch
-        seen = sum(pairs[model.window_of(layer)] for layer in layers)
-        one = predict_flops(*stage, pairs=seen, spares=spared, routers=routers, latents=plan.tp)
+        if plan.recompute == "op":
+            one = sum(predict_again(model, plan.micro_batch, stop) for stop in spared)
+        else:
+            seen = sum(pairs[model.window_of(layer)] for layer in layers)
+            ranks: dict[str, Any] = {"routers": routers, "latents": plan.tp, "parts": plan.recomputed}
+            one = predict_flops(*stage, pairs=seen, spares=spared, **ranks)
         flops += one * plan.micro_batches * plan.dp
-    if model.experts and plan.recompute == "full":
+    if model.experts and "moe" in plan.recomputed:
         # the tp ranks send the same rows to the same experts, of which each has some columns
         kept = sum(sum(rows) for result in run.results or () for rows in result.routing_counts("kept"))
         flops += 2 * (kept // plan.tp) * (model.gates + 1) * model.hidden * model.expert_width
@@ -64,17 +116,23 @@ def _flops(run: Judged) -> int:
 
 def _checkpoints(run: Judged) -> int:
     plan, model = run.plan, run.model
+    if plan.recompute == "op":
+        one = predict_saved(model, plan.micro_batch, plan.width)
+        saved = [one * len(layers) for layers in plan.stage_layers(model)]
+        schedule = plan.pipeline
+        return int(sum(schedule.most_held(rank, saved) for rank in range(plan.pp))) * plan.data_ranks
     stages = [
         predict_checkpoints(
             plan.recompute,
             model,
-            len(layers),
+            layers,
             plan.recompute_every,
             plan.micro_batch,
             plan.tp,
             plan.width,
             plan.pieces,
             plan.cp,
+            plan.recomputed,
         )
         for layers in plan.stage_layers(model)
     ]
@@ -84,3 +142,49 @@ def _checkpoints(run: Judged) -> int:
     schedule, until = plan.pipeline, "BW" if first else "BI"
     held = int(sum(schedule.most_held(rank, stages, until) for rank in range(plan.pp)))
     return held * plan.data_ranks * plan.tp
+
+
+# ---- a loss in chunks --------------------------------------------------------------------------------------
+def _chunked_loss(run: Judged) -> list[Row]:
+    """Bytes of logits at once, and of gradients that wait from forward to backward, over all ranks (Eq 42).
+
+    The counted side is the memory ledger's: the most that lived at one time under each of the three names.
+    """
+    plan, model, graph = run.plan, run.model, run.graph
+    if graph is None or model.loss != "chunked" or not graph.memory:
+        return []
+    tokens, width = plan.micro_batch * model.seq // plan.cp, plan.width
+    columns = -(-model.vocab // plan.tp)
+    logits = predict_logits(tokens, model.loss_chunks, columns, width)
+    weights = predict_weight_gradient(columns, model.hidden, width)
+    inputs = predict_input_gradient(tokens, model.hidden, width)
+    replicas = plan.data_ranks * plan.tp
+    return [
+        Row(
+            f"loss_{key}",
+            name,
+            predicted * replicas,
+            sum(_most_named(graph, rank, called) for rank in sorted(graph.memory)),
+            "Liger Kernel 2410.10989 section 3.2 (Eq 42)",
+        )
+        for key, name, predicted, called in (
+            ("logits", NAMES["logits"], logits, LOGITS),
+            ("input_gradient", NAMES["inputs"], _waiting(plan, inputs, "BI"), INPUT_GRADIENT),
+            ("weight_gradient", NAMES["weights"], _waiting(plan, weights, "BW"), WEIGHT_GRADIENT),
+        )
+    ]
+
+
+def _waiting(plan: Plan, nbytes: int, until: str) -> int:
+    """The most that the last stage holds, of something that each micro-batch makes in F."""
+    schedule = plan.pipeline
+    held = [nbytes if stage == plan.stages - 1 else 0 for stage in range(plan.stages)]
+    return int(schedule.most_held(schedule.placement[-1], held, until))
+
+
+def _most_named(graph: ExecutionGraph, rank: int, name: str) -> int:
+    """The most bytes that lived at one time of what was given a name."""
+    history = MemoryHistory(graph, rank)
+    chosen = [number for number, called in history.named.items() if called == name]
+    changes = history.log[np.isin(history.log[:, 3], chosen), 2]
+    return int(changes.cumsum().max(initial=0))

@@ -7,10 +7,11 @@ import torch
 
 from glasscluster.base.rows import Row
 from glasscluster.base.text import Said
+from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.strategies.layout.judged import Judged, bytes_row
-from glasscluster.strategies.layout.segments import ends, last_spared
+from glasscluster.strategies.layout.segments import branch_of, ends, last_spared
 from glasscluster.strategies.tensor import sequence_parallel, tensor_parallel
 from glasscluster.strategies.tensor.tensor_parallel import predict_again, predict_shared_heads
 
@@ -29,7 +30,6 @@ def predict(run: Judged) -> list[Row]:
 def _activations(run: Judged, graph: ExecutionGraph) -> list[Row]:
     """Eq 18 and Eq 19: a row each for layers, the embedding, the head, and the loss."""
     plan, model = run.plan, run.model
-    theory = sequence_parallel if plan.sequence_parallel else tensor_parallel
     each = 2 if plan.sequence_parallel else 1
     b_s, h, t, w = plan.micro_batch * model.seq, model.hidden, plan.tp, plan.width
     total = {"layer": 0, "embedding": 0, "head": 0, "loss": 0}
@@ -38,8 +38,19 @@ def _activations(run: Judged, graph: ExecutionGraph) -> list[Row]:
         if plan.recompute == "full":
             stop = [last_spared(model, i, plan.tp_overlap) for i in ends(layers, plan.recompute_every)]
             again = predict_again(sum(map(model.matrix_pairs, layers)), sum(stop), each)
+        if branches := [
+            i for i in layers if branch_of(model, i) in plan.recomputed and plan.recompute != "full"
+        ]:
+            # a branch runs again without its last collective, unless that is one with its matrix
+            stop = [not plan.tp_overlap or not model.dense_width(i) for i in branches]
+            again = predict_again(sum(model.matrix_pairs(i) - 1 for i in branches), sum(stop), each)
         inside = sum(_of_layer(run, layer) for layer in layers)  # layers differ: they are taken as one
-        part = theory.predict_traffic(1, plan.micro_batches, b_s, h, t, w, *first_and_last, again, inside)
+        sizes = 1, plan.micro_batches, b_s, h, t, w
+        if plan.sequence_parallel:
+            more = inside, _head_input(model)
+            part = sequence_parallel.predict_traffic(*sizes, *first_and_last, again, *more)
+        else:
+            part = tensor_parallel.predict_traffic(*sizes, *first_and_last, again, inside)
         total = {k: sent + part[k] * plan.dp for k, sent in total.items()}
     where, (what, place, source) = _places(graph), _names(run)
     return [
@@ -66,6 +77,11 @@ def _of_layer(run: Judged, layer: int) -> int:
     return 2 * run.model.matrix_pairs(layer)
 
 
+def _head_input(model: ModelConfig) -> int:
+    """Gathers and scatters of the head's input: a loss in chunks does not gather it again in backward."""
+    return 2 if model.loss == "chunked" else 3
+
+
 def _places(graph: ExecutionGraph) -> dict[str, np.ndarray]:
     """Which events along tp belong to what: activations are distinguished by their layer and label."""
     tp = graph.where(axis="tp", purpose="activations")
@@ -89,6 +105,8 @@ def _names(run: Judged) -> tuple[Said, dict[str, Said], str]:
         what = Said("tp gathers and scatters sent", "tp gather 与 scatter 的发送量")
         source = "Korthikanti 2205.05198 section 4.2.2 (Eq 18)"
         embedding, head = Said("embedding, 2", "嵌入 2 次"), Said("head input, 3", "输出层输入 3 次")
+        if (n := _head_input(run.model)) != 3:
+            head = Said(f"head input, {n}", f"输出层输入 {n} 次")
     else:
         again = Said(" and what runs again", "及重算的次数") if full else Said("", "")
         what = Said("tp all-reduces sent", "tp all-reduce 发送量")
@@ -133,7 +151,7 @@ def _router(run: Judged, graph: ExecutionGraph) -> list[Row]:
     if not model.experts:
         return []
     weights = plan.micro_batch * model.seq * model.top_k * max(plan.width, 4)
-    runs = 3 if plan.recompute == "full" and plan.sequence_parallel else 2
+    runs = 3 if "moe" in plan.recomputed and plan.sequence_parallel else 2
     return [
         bytes_row(
             graph,

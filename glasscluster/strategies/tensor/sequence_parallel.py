@@ -177,17 +177,19 @@ def predict_traffic(
     head: bool,
     again: int = 0,
     per_layer: int = 10,
+    head_input: int = 3,
 ) -> dict[str, int]:
     """Eq 18 with sequence parallelism: bytes that all t ranks together send in a step, for a pipeline stage.
 
     Arguments and result are those of tensor_parallel.predict_traffic, except that `per_layer` and `again` are
     numbers of all-gathers and reduce-scatters. Each sends (t-1) b·s·h elements. A layer has 10 (4 in forward;
-    6 in backward, 2 of them because only the shard is saved), the embedding 2, the head's input 3.
+    6 in backward, 2 of them because only the shard is saved), the embedding 2, the head's input
+    `head_input`: 3, or 2 where the loss comes in chunks and needs the gathered input in forward alone.
     """
     one = (tp - 1) * tokens * width * micro_batches * hidden
     return {
         "layer": (per_layer * layers + again) * one,
         "embedding": 2 * one if embedding else 0,
-        "head": 3 * one if head else 0,
+        "head": head_input * one if head else 0,
         "loss": 6 * one // hidden * max(width, 4) // width if head else 0,
     }

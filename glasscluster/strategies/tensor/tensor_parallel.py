@@ -86,6 +86,10 @@ class TensorParallel(Unsharded):
         """
         return _CrossEntropy.apply(logits.to(accumulation_dtype(logits.dtype)), targets, self, vocab, z_loss)
 
+    def combine(self, x: Tensor, label: str, op: str = "sum") -> Tensor:
+        """x [tokens] added up over the ranks' columns of the vocabulary, or its maximum."""
+        return self.all_reduce(x, label, op)
+
     def all_reduce(self, x: Tensor, label: str, op: str = "sum") -> Tensor:
         """All-reduce x in place over the tensor-parallel ranks, and return it."""
         self.comm.all_reduce(x, op=op, algorithm=self.algorithm, purpose="activations", label=label)

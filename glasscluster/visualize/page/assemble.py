@@ -113,9 +113,13 @@ def render(report: Report) -> str:
     }
     hardware = list(dict.fromkeys(h for c in report.chapters for h in c.timelines))
     first = report.chapters[0].run if report.chapters else None
+    chapters = list(chapter_contents(report, figures))
     return environment.get_template("report.html").render(
         report=report,
-        chapters=list(chapter_contents(report, figures)),
+        chapters=chapters,
+        utilisation=any(
+            key == "table_hfu" for c in chapters for t in c["timelines"] for key, _ in t["summary"]
+        ),
         own=ledger.lines(report.checks),
         counts=tally(report.all_checks()).said,
         total=len(report.all_checks()),

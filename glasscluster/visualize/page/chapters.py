@@ -139,23 +139,28 @@ def _curves(peaks: list[tuple[int, dict[str, int]]]) -> list[int]:
 
 
 # ---- what the template shows -------------------------------------------------------------------------------
-def _summary(timeline: Timeline, model_flops: float) -> list[tuple[str, str]]:
+def _summary(timeline: Timeline, model_flops: float, causal_flops: float | None) -> list[tuple[str, str]]:
     """Word key and value of the line under a timeline."""
     factor, unit = time_unit(timeline.makespan)
-    said = timeline.summary(model_flops)
+    said = timeline.summary(model_flops, causal_flops)
     rows = [
         ("table_step", f"{said['makespan_s'] * factor:.4g} {unit}"),
         ("table_bubble", f"{said['bubble_fraction']:.1%}"),
         ("over_ideal", f"{said['bubble_over_ideal']:.1%}"),
         ("table_exposed", f"{said['exposed_comm_s'] * factor:.4g} {unit}"),
     ]
-    return rows + ([("table_mfu", f"{said['mfu']:.2%}")] if model_flops else [])
+    if model_flops:
+        rows.append(("table_mfu", f"{said['mfu']:.2%}"))
+        rows += [("table_mfu_causal", f"{said['mfu_causal']:.2%}")] if causal_flops is not None else []
+        rows.append(("table_hfu", f"{said['hfu']:.2%}"))
+    return rows
 
 
 def chapter_contents(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What the template shows of each run: words, rows, and the ids of its figures by tab."""
     for number, chapter in enumerate(report.chapters):
-        flops = float(chapter.run.graph.info.get("model_flops", 0.0))
+        info = chapter.run.graph.info
+        flops = float(info.get("model_flops", 0.0)), info.get("causal_flops")
         own = [f"net-{name}-{number}" for name in chapter.network if name != "kept"]
         known = [f"net-{number}", f"matrix-{number}", *own, f"load-{number}", f"ring-{number}"]
         of_memory = (f"mem-{number}", f"net-kept-{number}")
@@ -169,7 +174,7 @@ def chapter_contents(report: Report, figures: dict[str, Any]) -> Iterator[dict[s
                     "hardware": name,
                     "figure": f"tl-{number}-{place}",
                     "more": [(key, f"{key}-{number}-{place}") for key in ("split", "idle", "path")],
-                    "summary": _summary(t, flops),
+                    "summary": _summary(t, *flops),
                 }
                 for place, (name, t) in enumerate(chapter.timelines.items())
             ],

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.files import finish, read_json
+from glasscluster.base.files import finish, is_folder, is_there, read_json
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.weights.families.base import Family, KeyRefused, Reading, WeightsError
 from glasscluster.model.weights.families.bert import BERT
@@ -65,17 +65,13 @@ def json_object(field: str, path: Path) -> dict[str, Any]:
 # ---- a config.json on its own: shapes without weights ------------------------------------------------------
 def is_path(name: str) -> bool:
     """Whether a model's name is that of a file or folder: it has a slash, ends in .json, or is there."""
-    try:
-        there = Path(name).exists()
-    except (OSError, ValueError):  # a name that no file can have
-        there = False
-    return "/" in name or "\\" in name or name.endswith(".json") or there
+    return "/" in name or "\\" in name or name.endswith(".json") or is_there(name)
 
 
 def config_file(path: str) -> Path:
     """The config.json that a path means: itself, or the one in a folder."""
     file = Path(path)
-    if not file.is_dir():
+    if not is_folder(file):
         return file
     finish(file)
     return file / "config.json"

@@ -41,8 +41,10 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
         "backward", 2 * forward, plain["backward"], "Eq 30: two products for each of the forward's", **flops
     )
     lab.row("parameters_layer", 12 * h * h + 13 * h, parameters_of_a_layer(model), "Eq 1", unit="")
-    psi = 12 * n * h * h + 13 * n * h + (v + s) * h + 2 * h
-    source = "Eq 1: layers, embedding, positions, last norm"
+    psi, source = (
+        12 * n * h * h + 13 * n * h + (v + s) * h + 2 * h,
+        "Eq 1: layers, embedding, positions, last norm",
+    )
     lab.row("parameters_model", psi, model.parameters(), source, unit="")
 
     needed = {
@@ -70,19 +72,30 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
     by_hand = 3 * forward / (line.makespan * line.hardware.gpu.peak("fp32"))
     lab.row("mfu_of_the_log", by_hand, None, "FLOPs over time and peak", simulated=logged, unit="", **virtual)
 
+    causal = causal_row(lab, runs["none"].as_json(), forward, 4 * b * s * s * n * h, s)
+
     each = 3 * forward / (b * s) / model.parameters()
     lab.ask("flops_each", each, "FLOPs", psi=model.parameters())
     figures(lab, counted, mfu, hfu)
     lab.tell("phases", view="tab=ledger", forward=plain["forward"] / 1e6, backward=plain["backward"] / 1e6)
     lab.tell("six", view="tab=ledger", each=each)
     used: dict[str, Any] = {"mfu_full": 100 * mfu["full"], "mfu_none": 100 * mfu["none"]}
-    times_more = ran["full"] / ran["none"]
-    full: dict[str, Any] = {"times_more": times_more, "hfu_full": 100 * hfu["full"], **used}
+    full: dict[str, Any] = {"times_more": ran["full"] / ran["none"], "hfu_full": 100 * hfu["full"], **used}
     lab.tell("recomputation", view="tab=timeline&run=full", **full)
     lab.tell("attention", view="tab=story")
+    lab.tell("definitions", view="tab=timeline", causal=causal)
     lab.conclude(each=each, **used)
     lab.explain()
     lab.own_number(each=each)
+
+
+def causal_row(lab: Lab, log: dict[str, Any], forward: int, attention: int, s: int) -> float:
+    """Causal MFU over MFU, by hand and in the log: without the pairs of a query and a key in its future."""
+    causal = (forward - attention + attention * (s + 1) // (2 * s)) / forward
+    virtual: dict[str, Any] = {"match": "virtual", "tolerance": 1e-9, "unit": "×"}
+    source, in_log = "Eq 30, s(s + 1)/2 pairs in the place of s²", log["mfu_causal"] / log["mfu"]
+    lab.row("causal_over_mfu", causal, None, source, simulated=in_log, **virtual)
+    return causal
 
 
 def flops_by_phase(trained: Any) -> dict[str, int]:

@@ -130,7 +130,7 @@ class GroupWire(Wire):
     ) -> None:
         """Compare with what the first rank wrote into the store."""
         if self.calls is not None:
-            number = self.calls.compare(call)
+            number = self.calls.compare(call, ranks)
             if sends or receives:
                 self.calls.compare_splits(call, number, ranks, sends, receives)
 
@@ -243,10 +243,12 @@ class NcclWire(GroupWire):
             torch.cuda.current_stream().wait_stream(self._streams[group])
 
 
-def make_wire(rank: int, size: int, device: torch.device, timeout_s: float, compare: bool) -> GroupWire:
-    """The wire for a device, in the default process group. compare: collectives are compared before they run."""
-    store: Any = dist.distributed_c10d._get_default_store() if compare else None
-    calls = StoreCalls(store, rank) if compare else None
+def make_wire(rank: int, size: int, device: torch.device, timeout_s: float, store: Any) -> GroupWire:
+    """The wire for a device, in the default process group.
+
+    store: in which collectives are compared before they run, used by nobody before; None: they are not.
+    """
+    calls = None if store is None else StoreCalls(store, rank)
     return (NcclWire if device.type == "cuda" else GroupWire)(rank, size, device, timeout_s, calls)
 
 
@@ -262,7 +264,8 @@ def lost_message(unmatched: Iterable[dict[tuple[int, int, int], int]]) -> Messag
         if n:
             me, peer, kind = (src, dst, "send") if n > 0 else (dst, src, "recv")
             never = "received" if n > 0 else "sent"
-            text = f"rank {me} posted a {kind} with rank {peer} (wire tag {tag}) and rank {peer} never {never} it"
+            posted = f"rank {me} posted a {kind} with rank {peer} (wire tag {tag})"
+            text = f"{posted} and rank {peer} never {never} it"
             return MessageLost(text, rank=me, operation=kind, peer=peer)
     return None
 

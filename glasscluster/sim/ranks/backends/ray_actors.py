@@ -1,14 +1,13 @@
 """The `ray` backend: one actor a GPU, a gloo (or NCCL) group inside the actors.
 
 Ray starts processes and tells us when one dies; messages go over the group. A Ray cluster that is already
-connected is used and left alone. Otherwise a local one is started: no dashboard, token authentication as Ray
-has it (on), and everything it set in the environment put back when it stops.
+connected is used and left alone. Otherwise one is started (ray_session.py): no dashboard, token
+authentication as Ray has it (on), and all that it made or set goes when it stops.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 import time
@@ -17,7 +16,9 @@ from datetime import timedelta
 from typing import Any
 
 from glasscluster.base.errors import BackendUnavailable, GlassError, InputError, RankDied, RankStalled
+from glasscluster.sim.ranks.backends.meeting_point import MeetingPoint, open_meeting_point
 from glasscluster.sim.ranks.backends.process_group import lost_message, make_wire, one_thread
+from glasscluster.sim.ranks.backends.ray_session import Session, loaded
 from glasscluster.sim.ranks.deadlock import describe_deadlock
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 
@@ -29,51 +30,49 @@ GRACE_S = 2.0  # seconds after a stall in which other ranks may report what they
 class _Rank:
     """What runs inside an actor."""
 
-    def __init__(self) -> None:
+    def __init__(self, umask: int) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+        os.umask(umask)  # the driver's; a Ray of our own runs with one that keeps its files to us
         one_thread()
         self.wire: Any = None
         self.store: Any = None
 
-    def host(self) -> tuple[str, int]:
-        """On rank 0: open the meeting point of the process group on a free port of this node; returns its
-        address.
-        """
+    def host(self) -> MeetingPoint:
+        """On rank 0: open the meeting point of the process group, on this node's address."""
         import ray.util
-        import torch.distributed as dist
 
-        address = ray.util.get_node_ip_address()
-        self.store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        return address, self.store.port
+        place, self.store = open_meeting_point(ray.util.get_node_ip_address())
+        return place
 
     def join(
         self,
         rank: int,
         size: int,
-        address: str,
-        port: int,
+        place: MeetingPoint,
         device: str,
         timeout_s: float,
-        local: bool,
         compare: bool,
     ) -> int:
         """Enter the process group; returns this process's id."""
         import torch
         import torch.distributed as dist
 
-        if local:
+        if place.address == "127.0.0.1":
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        store = self.store or dist.TCPStore(address, port, is_master=False)
         backend = "nccl" if device == "cuda" else "gloo"
         # gloo's messages carry the operation's timeout themselves, so meeting may take longer: an actor may
         # still be importing torch
         meeting_s = timeout_s if device == "cuda" else max(timeout_s, MEETING_S)
         dist.init_process_group(
-            backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=meeting_s)
+            backend,
+            store=place.store(self.store),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=meeting_s),
         )
-        place = torch.device(device, 0) if device == "cuda" else torch.device("cpu")
-        self.wire = make_wire(rank, size, place, timeout_s, compare)
+        gpu = torch.device(device, 0) if device == "cuda" else torch.device("cpu")
+        store = dist.distributed_c10d._get_default_store() if compare else None
+        self.wire = make_wire(rank, size, gpu, timeout_s, store)
         return os.getpid()
 
     def run(self, blob: bytes, record: bool, capacity: float | None) -> Outcome:
@@ -96,61 +95,57 @@ class RayBackend:
         self.gpus, self.device, self.timeout_s = gpus, device, timeout_s
         self.actors: list[Any] = []
         self.pids: list[int] = []
-        self._ours = False
-        self._environment: dict[str, str] = {}
+        self.session: Session | None = None  # of our own
 
     # ---- start and stop ------------------------------------------------------------------------------------
     def start(self) -> None:
         """Start Ray if need be, the actors, and their group."""
         ray = _import_ray()
-        if not ray.is_initialized():
-            self._environment = dict(os.environ)
-            self._ours = True
-            address = {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": "127.0.0.1"}
-            cpus = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(self.gpus, 1)}
-            with _quiet():
-                ray.init(
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    configure_logging=False,
-                    **address,
-                    **cpus,
-                )
-        resources = {"num_gpus": 1} if self.device == "cuda" else {"num_cpus": 1}
         try:
-            rank_class = ray.remote(**resources)(_Rank)
-            self.actors = [rank_class.remote() for _ in range(self.gpus)]
-            host, port = ray.get(self.actors[0].host.remote(), timeout=MEETING_S)
-            joins = [
-                a.join.remote(
-                    r, self.gpus, host, port, self.device, self.timeout_s, host == "127.0.0.1", self.compare
-                )
-                for r, a in enumerate(self.actors)
-            ]
-            self.pids = ray.get(joins, timeout=MEETING_S)
+            if not ray.is_initialized():
+                self.session = Session(ray)
+                self.session.start(self.gpus)
+            self._start_actors(ray)
+        except GlassError:
+            self.close()
+            raise
         except Exception as problem:
             self.close()
             raise BackendUnavailable(
                 f"Ray could not start {self.gpus} actors on {self.device}: {_first_line(problem)}"
             ) from None
 
+    def _start_actors(self, ray: Any) -> None:
+        resource = "GPU" if self.device == "cuda" else "CPU"
+        there = ray.cluster_resources().get(resource, 0)
+        if there < self.gpus:
+            raise BackendUnavailable(
+                f"{self.gpus} actors need a {resource} each, and this Ray has {there:g}: start it with more, "
+                f"or plan for {max(int(there), 1)} GPUs"
+            )
+        rank_class = ray.remote(**{f"num_{resource.lower()}s": 1})(_Rank)
+        mask = os.umask(0o077)
+        os.umask(mask)
+        self.actors = [rank_class.remote(mask) for _ in range(self.gpus)]
+        place = ray.get(self.actors[0].host.remote(), timeout=MEETING_S)
+        joins = [
+            actor.join.remote(rank, self.gpus, place, self.device, self.timeout_s, self.compare)
+            for rank, actor in enumerate(self.actors)
+        ]
+        self.pids = ray.get(joins, timeout=MEETING_S)
+
     def close(self) -> None:
-        """Kill the actors; stop Ray and restore the environment if we started it."""
-        ray = sys.modules.get("ray")
+        """Kill the actors; stop Ray if we started it."""
+        ray = loaded()
         if ray is None:
             return
         for actor in self.actors:
             with contextlib.suppress(Exception):
                 ray.kill(actor)
         self.actors = []
-        if self._ours:
-            with _quiet():
-                ray.shutdown()
-            self._ours = False
-            for key in set(os.environ) - set(self._environment):
-                del os.environ[key]
-            os.environ.update(self._environment)
+        if self.session is not None:
+            self.session.stop()
+            self.session = None
 
     # ---- run -----------------------------------------------------------------------------------------------
     def run(
@@ -253,15 +248,3 @@ def _pickle(program: Callable[..., Any], args: tuple) -> bytes:
 def _first_line(problem: BaseException) -> str:
     text = str(problem).strip()
     return text.splitlines()[-1] if text else type(problem).__name__
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Ray prints hints on standard error while starting; standard output must stay ours."""
-    logger = logging.getLogger("ray")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -280,7 +280,7 @@ class ThreadWire(Wire):
     ) -> None:
         """Compare with what the first rank said; the lengths of an all-to-all are, where they arrive."""
         if self.scheduler.calls is not None:
-            self.scheduler.calls.compare(self.rank, call, len(ranks))
+            self.scheduler.calls.compare(self.rank, call, ranks)
 
     def native(
         self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum"

@@ -7,6 +7,7 @@ Rank 0 gathers every rank's outcome and continues with checks and reports; every
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,9 +16,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from glasscluster.base.errors import BackendUnavailable, InputError
+from glasscluster.base.errors import BackendUnavailable, GlassError, InputError, RankDied
 from glasscluster.sim.ranks.backends.process_group import GroupWire, lost_message, make_wire, one_thread
+from glasscluster.sim.ranks.backends.siblings import Siblings, end_with_the_agent
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
+
+_clusters = itertools.count()  # of this process; the same on every rank
 
 
 class TorchrunBackend:
@@ -40,6 +44,7 @@ class TorchrunBackend:
         self.gpus, self.device, self.timeout_s, self.compare = gpus, device, timeout_s, compare
         self.rank = int(os.environ["RANK"])
         self.wire: GroupWire | None = None
+        self.siblings: Siblings | None = None
 
     def start(self) -> GroupWire:
         """Enter the process group (objects travel over gloo also where tensors travel over NCCL)."""
@@ -53,28 +58,58 @@ class TorchrunBackend:
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=self.timeout_s)
             )
+            if "TORCHELASTIC_RUN_ID" in os.environ:  # else nobody knows who started this process
+                end_with_the_agent()
+        # the store outlives a cluster: each one has keys of its own
+        store = dist.PrefixStore(f"cluster {next(_clusters)}", dist.distributed_c10d._get_default_store())
+        self.siblings = Siblings(store, self.rank, self.gpus)
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        return make_wire(self.rank, self.gpus, device, self.timeout_s, self.compare)
+        return make_wire(self.rank, self.gpus, device, self.timeout_s, store if self.compare else None)
 
     def run(
         self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None
     ) -> list[Outcome]:
         """Run the program; returns every rank's outcome on rank 0, and only its own on other ranks."""
         self.wire = self.wire or self.start()
-        outcome = run_rank(self.wire, program, args, record, capacity)
-        if outcome.error is not None:
-            outcome.error.__dict__["outcomes"] = [outcome]
-            raise outcome.error
-        gathered: list[Any] | None = [None] * self.gpus if self.rank == 0 else None
-        dist.gather_object(outcome, gathered, dst=0)
+        assert self.siblings is not None
+        outcome = None
+        try:
+            self.siblings.start_run()
+            outcome = run_rank(self.wire, program, args, record, capacity)
+            if outcome.error is not None:
+                raise outcome.error
+            gathered = self._gather(outcome)
+        except GlassError as error:
+            cause = self.siblings.find_cause(error)
+            cause.__dict__["outcomes"] = [outcome] if outcome is not None else []
+            raise cause from None
+        except KeyboardInterrupt:  # the agent's SIGTERM, if another rank is dead
+            if killed := self.siblings.find_killed():
+                raise killed from None
+            raise
         if gathered is None:
             return [outcome]
         if lost := lost_message(one.unmatched for one in gathered):
             raise lost
         return gathered
 
+    def _gather(self, outcome: Outcome) -> list[Any] | None:
+        """Every rank's outcome, on rank 0; None on others."""
+        gathered: list[Any] | None = [None] * self.gpus if self.rank == 0 else None
+        try:
+            dist.gather_object(outcome, gathered, dst=0)
+        except Exception as problem:
+            text = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+            error = RankDied(f"the ranks' results did not come together: {text}", operation="gather")
+            error.__dict__["wait"] = None  # which rank is the cause, others know
+            raise error from None
+        return gathered
+
     def close(self) -> None:
         """Leave the group."""
+        if self.siblings is not None:
+            self.siblings.leave_word()
+            self.siblings = None
         if self.wire is not None:
             self.wire.close()
             self.wire = None

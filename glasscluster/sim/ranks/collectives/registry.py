@@ -20,6 +20,7 @@ from threading import Lock
 from typing import Any
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import is_file
 from glasscluster.sim.ranks.collectives.theory import Theory
 
 OPERATIONS = (
@@ -145,7 +146,7 @@ def load(algorithm: str) -> str:
     path = Path(file).absolute()
     with _LOADING:
         if str(path) not in _LOADED:
-            if not path.is_file():
+            if not is_file(path):
                 raise InputError("algorithm", algorithm, f"there is no file {file}")
             _run(path, algorithm)
             _LOADED.add(str(path))
