@@ -297,7 +297,7 @@ def finish(folder: str | Path) -> None:
         OSError: a file cannot be moved, for instance because the disk may only be read.
     """
     complete = Path(folder) / COMPLETE
-    if not complete.is_dir():
+    if not is_folder(complete):
         return
     if (complete / REMOVED).exists():  # else the removals are done, and this file went first
         for name in _removed(complete / REMOVED):

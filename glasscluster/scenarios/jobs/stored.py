@@ -42,6 +42,7 @@ def find_graph(run: str) -> Path:
 def _nearby(path: Path) -> list[object]:
     """Stored runs whose name is spelled like that of a path: beside it, or in runs/."""
     places = [path.parent, *([Path("runs")] if path.parent == Path() else [])]
+    places = [place for place in places if is_folder(place)]
     stored = [graph.parent for place in places for graph in place.glob("*/graph.npz")]
     stored += [file for place in places for file in place.glob("*.npz")]
     close = alike(path.name, sorted({p.name for p in stored}))

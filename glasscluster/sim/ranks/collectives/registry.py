@@ -20,7 +20,7 @@ from threading import Lock
 from typing import Any
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.files import is_file
+from glasscluster.base.files import is_file as is_regular_file
 from glasscluster.sim.ranks.collectives.theory import Theory
 
 OPERATIONS = (
@@ -146,7 +146,7 @@ def load(algorithm: str) -> str:
     path = Path(file).absolute()
     with _LOADING:
         if str(path) not in _LOADED:
-            if not is_file(path):
+            if not is_regular_file(path):
                 raise InputError("algorithm", algorithm, f"there is no file {file}")
             _run(path, algorithm)
             _LOADED.add(str(path))
