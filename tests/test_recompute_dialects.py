@@ -103,7 +103,7 @@ LLAMA = {"bias": False, "activation": "swiglu", "norm": "rmsnorm", "position": "
 OPERATORS = (
     ({}, {}),
     ({"dp": 2, "zero": 3}, LLAMA),
-    ({"pp": 2}, {"head_size": 6, "window": 3, "attention_cap": 2.0}),
+    ({"pp": 2}, {"head_dim": 6, "window": 3, "attention_cap": 2.0}),
     ({"pp": 2}, {"dropout": 0.1, "attention": "unfused"}),
     ({"pp": 2}, {"qkv": "separate", "norm_position": "sandwich"}),
     ({"pp": 2, "schedule": "zb-h1"}, {}),
