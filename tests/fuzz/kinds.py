@@ -307,7 +307,7 @@ def csv_spelling(draw: Random, data: bytes) -> Any:
     act = draw.choice(["bom", "lines", "blanks", "end"])
     text = data.decode()
     made = {
-        "bom": "\ufeff" + text,
+        "bom": "\ufeff" + text.removeprefix("\ufeff"),
         "lines": text.replace("\n", "\r\n"),
         "blanks": text.replace(",", " , "),
         "end": text.rstrip("\n"),

@@ -124,7 +124,7 @@ def json_spelling(draw: Random, data: bytes) -> tuple[Content, Mutation]:
     """The same JSON, written otherwise."""
     act = draw.choice(["bom", "lines", "indent", "escapes"])
     if act == "bom":
-        made = b"\xef\xbb\xbf" + data
+        made = b"\xef\xbb\xbf" + data.removeprefix(b"\xef\xbb\xbf")
     elif act == "lines":
         made = json.dumps(json.loads(data), indent=1).replace("\n", "\r\n").encode()
     elif act == "indent":
