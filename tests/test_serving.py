@@ -323,4 +323,4 @@ def test_the_command_reads_requests_and_says_when_each_had_its_tokens(
     with pytest.raises(SystemExit) as left:
         main(["serve", "--requests", str(file), *shape, "--json"])
     assert left.value.code == 2
-    assert "KeyError" in capsys.readouterr().err
+    assert "requests[0].tokens" in capsys.readouterr().err

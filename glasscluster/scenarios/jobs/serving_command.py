@@ -78,12 +78,12 @@ def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
     requests = []
     for number, entry in enumerate(listed):
         try:
-            asked = build(Listed, entry)
+            valid = build(Listed, entry)
         except InputError as problem:
             field = f"requests[{number}].{problem.field}"
             raise InputError(field, problem.value, problem.rule, problem.choices) from None
-        prompt = as_bytes(number, asked.prompt) if isinstance(asked.prompt, str) else asked.prompt
-        requests.append(Request(tuple(prompt), asked.tokens, asked.arrival_s))
+        prompt = as_bytes(number, valid.prompt) if isinstance(valid.prompt, str) else valid.prompt
+        requests.append(Request(tuple(prompt), valid.tokens, valid.arrival_s))
     for number, request in enumerate(requests):
         if not all(0 <= t < model.vocab for t in request.prompt):
             raise InputError("requests", number, f"has a token that is not one of the model's {model.vocab}")
