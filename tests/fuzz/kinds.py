@@ -273,7 +273,7 @@ def huge(draw: Random, sheet: Sheet) -> Mutation:
     if not there:  # replay has no sizes
         return Mutation("nothing", HARMLESS)
     name = draw.choice(there)
-    return put(draw, sheet, name, str(10 ** draw.choice([2, 9, 12, 15, 18, 19, 30, 300])), UNKNOWN)
+    return put(draw, sheet, name, str(10 ** draw.choice([1, 9, 12, 15, 18, 19, 30, 300])), UNKNOWN)
 
 
 # ---- the rest ----------------------------------------------------------------------------------------------
