@@ -85,6 +85,39 @@ def test_what_must_be_equal_is_in_the_description(other):
     assert described(**other).said != described().said
 
 
+# ---- between processes -------------------------------------------------------------------------------------
+def ranks_of(store, size=2):
+    """The ends of a store that each rank of another process would have."""
+    ends = [agreement.StoreCalls(store, rank) for rank in range(size)]
+    for end in ends:
+        end.start_run()
+    return ends
+
+
+@pytest.mark.parametrize("second", [0, 1])
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_the_rank_that_comes_second_finds_in_the_store_what_the_first_one_said(other, second):
+    ends = ranks_of(torch.distributed.HashStore())
+    for _ in range(agreement.SLOTS + 1):  # also where a slot is used again
+        assert ends[0].compare(described()) == ends[1].compare(described())
+    ends[1 - second].compare(described())
+    with pytest.raises(CollectiveMismatch) as caught:
+        ends[second].compare(described(**other))
+    assert (caught.value.rank, caught.value.peer) == (second, 1 - second)
+
+
+@pytest.mark.parametrize("expected", [2, 4])
+@pytest.mark.parametrize("second", [0, 1])
+def test_what_an_all_to_all_sends_is_compared_with_what_is_expected_of_it(expected, second):
+    ends, call = ranks_of(torch.distributed.HashStore()), described(operation="all_to_all")
+    splits = [([1, 3], [1, 5]), ([5, 2], [expected, 2])]  # rank 0 sends 3 elements to rank 1
+    number = [end.compare(call) for end in ends][0]
+    first = 1 - second
+    ends[first].compare_splits(call, number, [0, 1], *splits[first])
+    with pytest.raises(CollectiveMismatch, match=f"rank 0 sends rank 1 3 elements, which expects {expected}"):
+        ends[second].compare_splits(call, number, [0, 1], *splits[second])
+
+
 # ---- nobody is left out ------------------------------------------------------------------------------------
 def test_every_rank_has_a_result_of_its_own_in_order():
     assert Cluster("classroom", 5).run(lambda gpu: gpu.rank).results == [0, 1, 2, 3, 4]

@@ -3,7 +3,7 @@
 planted/bugs.toml lists them: what stands in a file, what takes its place, and the test that must fail then. The
 suite sees that the list is in order; `make soak` plants every bug. For one of them:
 
-    python -m pytest -m soak tests/test_planted_bugs.py -k "wrong chunk"
+    python -m pytest -m soak tests/test_planted_bugs.py -k wrong_chunk
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pytest
 HOME = Path(__file__).parents[1]
 PACKAGE = "glasscluster"
 BUGS = tomllib.loads((HOME / "tests" / "planted" / "bugs.toml").read_text(encoding="utf-8"))["bug"]
+NAMES = [bug["name"].replace(" ", "_") for bug in BUGS]
 LEAST = 30
 KINDS = {  # what the list must hold: a word of the name, and the file
     "op dropped from the comparison": "sim/ranks/agreement.py",
@@ -77,7 +78,7 @@ def test_there_are_at_least_thirty_bugs_of_the_kinds_that_must_be_seen():
     assert max(Counter(bug["name"] for bug in BUGS).values()) == 1
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug["name"])
+@pytest.mark.parametrize("bug", BUGS, ids=NAMES)
 def test_what_a_bug_replaces_stands_exactly_once_in_its_file(bug):
     assert set(bug) == {"name", "file", "old", "new", "test"}
     assert text_of(bug).count(bug["old"]) == 1
@@ -144,7 +145,7 @@ def run(folder: Path, tests: list[str], seconds: float) -> tuple[int, list[Eleme
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug["name"])
+@pytest.mark.parametrize("bug", BUGS, ids=NAMES)
 def test_a_planted_bug_is_seen(bug, tmp_path):
     text = text_of(bug).replace(bug["old"], bug["new"])
     if bug["file"].endswith(".py"):
