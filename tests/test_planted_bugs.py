@@ -137,7 +137,9 @@ def run(folder: Path, tests: list[str], seconds: float) -> tuple[int, list[Eleme
         | {
             "PYTHONPATH": str(folder),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "NUMBA_CACHE_DIR": str(folder / "machine code"),  # a kept one may hold a function that was changed
+            "NUMBA_CACHE_DIR": str(
+                folder / "machine code"
+            ),  # a kept one may hold a function that was changed
         },
     )
     cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
