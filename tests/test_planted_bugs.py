@@ -1,7 +1,7 @@
 """Bugs planted into copies of the package, one at a time: a test that we have sees each of them.
 
-planted/bugs.toml lists them: what stands in a file, what takes its place, and the test that must fail then. The
-suite sees that the list is in order; `make soak` plants every bug. For one of them:
+planted/bugs.toml lists them: what stands in a file, what takes its place, and the test that must fail then.
+The suite sees that the list is in order; `make soak` plants every bug. For one of them:
 
     python -m pytest -m soak tests/test_planted_bugs.py -k wrong_chunk
 """
@@ -70,6 +70,20 @@ def text_of(bug: dict[str, str]) -> str:
     return (HOME / PACKAGE / bug["file"]).read_text(encoding="utf-8")
 
 
+def planted(bug: dict[str, str]) -> str:
+    """The file with the bug in it, which is still Python if it was."""
+    text = text_of(bug).replace(bug["old"], bug["new"])
+    if bug["file"].endswith(".py"):
+        compile(text, bug["file"], "exec")
+    return text
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The variables of a process that imports the package of `folder`, and is no worker of this pytest."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    return own | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
 # ---- the list is in order ----------------------------------------------------------------------------------
 def test_there_are_at_least_thirty_bugs_of_the_kinds_that_must_be_seen():
     assert len(BUGS) >= LEAST
@@ -82,7 +96,7 @@ def test_there_are_at_least_thirty_bugs_of_the_kinds_that_must_be_seen():
 def test_what_a_bug_replaces_stands_exactly_once_in_its_file(bug):
     assert set(bug) == {"name", "file", "old", "new", "test"}
     assert text_of(bug).count(bug["old"]) == 1
-    assert bug["new"] != bug["old"]
+    assert planted(bug) != text_of(bug)
 
 
 def test_every_test_that_must_see_a_bug_exists():
@@ -96,7 +110,7 @@ def test_every_test_that_must_see_a_bug_exists():
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"PYTHONPATH": str(HOME)},
+        env=environment(HOME),
     )
     missing = set(names) - set(done.stdout.splitlines())
     assert not missing, done.stdout[-2000:] if done.returncode else missing
@@ -133,14 +147,8 @@ def run(folder: Path, tests: list[str], seconds: float) -> tuple[int, list[Eleme
         text=True,
         check=False,
         timeout=seconds + 60,
-        env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-        | {
-            "PYTHONPATH": str(folder),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "NUMBA_CACHE_DIR": str(
-                folder / "machine code"
-            ),  # a kept one may hold a function that was changed
-        },
+        # machine code that was kept may hold a function that is changed now
+        env=environment(folder) | {"NUMBA_CACHE_DIR": str(folder / "machine code")},
     )
     cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
     return done.returncode, cases, done.stdout[-4000:] + done.stderr[-1000:]
@@ -149,10 +157,7 @@ def run(folder: Path, tests: list[str], seconds: float) -> tuple[int, list[Eleme
 @pytest.mark.soak
 @pytest.mark.parametrize("bug", BUGS, ids=NAMES)
 def test_a_planted_bug_is_seen(bug, tmp_path):
-    text = text_of(bug).replace(bug["old"], bug["new"])
-    if bug["file"].endswith(".py"):
-        compile(text, bug["file"], "exec")
-    copy_with(tmp_path, bug["file"], text)
+    copy_with(tmp_path, bug["file"], planted(bug))
     code, cases, printed = run(tmp_path, [bug["test"]], 300)
     if any(case.find("skipped") is not None for case in cases):
         pytest.skip("the test that sees it is skipped on this machine")
