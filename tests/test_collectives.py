@@ -342,10 +342,10 @@ def test_the_bits_of_a_sum_do_not_depend_on_who_runs_first(operation, algorithm)
 
 # ---- barriers ----------------------------------------------------------------------------------------------
 def meet(gpu, algorithm: str, late: int) -> None:
-    """One rank computes longer before the barrier; everybody computes after it."""
-    a = torch.ones(64, 64)
-    for _ in range(20 if gpu.rank == late else 1):
-        a @ a
+    """One rank computes for longer than all messages of a barrier take; everybody computes after it."""
+    side = 1024 if gpu.rank == late else 64
+    a = torch.ones(side, side)
+    a @ a
     gpu.comm.barrier(algorithm=algorithm)
     a + a
 

@@ -100,7 +100,7 @@ def test_a_pickle_in_an_archive_is_never_opened(tmp_path):
 # ---- writing -----------------------------------------------------------------------------------------------
 # The child dies without a word in its n-th call to the disk; n goes through all of them.
 KILLED = """
-import os, sys
+import io, os, sys
 from pathlib import Path
 from glasscluster.base import files
 from glasscluster.sim.recording import arrays
@@ -116,6 +116,7 @@ def dying(real):
     return call
 for name in ("replace", "rename", "fsync", "chmod", "unlink", "rmdir", "mkdir", "open"):
     setattr(os, name, dying(getattr(os, name)))
+io.open = dying(io.open)  # what Path.write_bytes calls, before a byte is written
 if sys.argv[3] == "one":
     files.write_text(folder / "a", "new" * 1000)
 else:

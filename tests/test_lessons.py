@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import glasscluster.scenarios.lessons as package
 from glasscluster.base.errors import Deadlock, InputError
 from glasscluster.base.text import Said
-from glasscluster.cli import app
+from glasscluster.commands.app import app
 from glasscluster.scenarios.find_scenario import find
 from glasscluster.scenarios.inventory import BACKEND_NOTES
 from glasscluster.scenarios.lab import Lab, perform
@@ -409,7 +409,7 @@ def test_texts_are_unwrapped_in_both_languages_and_a_wrong_blank_or_key_is_named
 @pytest.mark.parametrize("words", [["lessons"], ["lessons", "--plan", "C3"], ["list"]])
 def test_listing_imports_no_torch_and_no_lesson_s_program(words):
     probe = (
-        "import sys; from typer.testing import CliRunner; from glasscluster.cli import app; "
+        "import sys; from typer.testing import CliRunner; from glasscluster.commands.app import app; "
         f"assert CliRunner().invoke(app, {words!r}).exit_code == 0; "
         "print([m for m in sys.modules if m == 'torch' or m.endswith('.program')])"
     )

@@ -319,6 +319,7 @@ def test_one_small_tensor_that_is_a_tenth_too_long_is_caught(precision, more, mo
 
 @pytest.mark.parametrize("options", [{"offload": "optimizer"}, {"zero": 2}, {}], ids=str)
 def test_a_loss_scale_that_is_not_divided_out_is_caught(options, monkeypatch):
+    assert judge("fp16", dp=2, optimizer="sgd", clip=0.0, **options) <= 3  # a clipped length is the same
     honest = SliceOptimizer.update
     scaled = lambda self, scale, number: honest(self, scale * 256, number)  # noqa: E731
     monkeypatch.setattr(SliceOptimizer, "update", scaled)

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from glasscluster.base.errors import InputError
-from glasscluster.cli import app
+from glasscluster.commands.app import app
 from glasscluster.scenarios.find_scenario import find
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.sim.recording.events import RECV, SEND

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from glasscluster.base.errors import InputError
-from glasscluster.cli import app
+from glasscluster.commands.app import app
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding.generate import generate
 from glasscluster.model.gpt import GPTStage
