@@ -23,6 +23,10 @@ def main(arguments: list[str] | None = None) -> None:
             code = commands.answer(sys.argv[1:] if arguments is None else arguments, ending)
         except KeyboardInterrupt:  # while commands were imported, or written what they said
             code = ending.said()
+        except Exception:  # a library that was being imported may make another error of it
+            if not ending.signal:
+                raise
+            code = ending.said()
     if arguments is not None:  # called by somebody else's program, which goes on
         sys.exit(code)
     leave(code, by_signal=bool(ending.signal))

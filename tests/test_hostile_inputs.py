@@ -287,3 +287,25 @@ def test_standard_input_that_never_ends_is_read_up_to_a_limit():
 
 def test_train_has_no_dry_backend_and_says_what_has(capsys):
     assert "glass predict" in refused(capsys, "backend", f"train {SHAPE} --steps 1 --backend dry")
+
+
+# ---- a signal while commands are imported ------------------------------------------------------------------
+DISGUISED = """
+import os, signal
+from glasscluster import cli
+def importing(name):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while True:
+            pass
+    except KeyboardInterrupt:
+        raise ValueError("pydantic builds a schema") from None
+cli.import_module = importing
+cli.main([])
+"""
+
+
+def test_a_signal_that_a_library_turns_into_another_error_ends_in_one_line():
+    done = subprocess.run([sys.executable, "-c", DISGUISED], capture_output=True, text=True, check=False)
+    assert done.returncode == 143
+    assert done.stderr.strip() == "terminated: nothing was written"
