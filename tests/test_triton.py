@@ -116,7 +116,7 @@ def test_the_log_sum_exp_is_the_torch_version_s_so_a_ring_can_merge_blocks():
         algorithm.forward(*(x.double() for x in (q, k, v)), False),
     )
     assert torch.allclose(lse.double(), expected, rtol=1e-6, atol=1e-6)
-    likes = algorithm.forward_like(q)
+    likes = algorithm.forward_like(q, v)
     assert [(x.dtype, x.shape) for x in (out, lse)] == [(x.dtype, x.shape) for x in likes]
 
 

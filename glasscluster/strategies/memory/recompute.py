@@ -150,7 +150,7 @@ def predict_checkpoints(
     tokens = sequences * model.seq
     columns = (model.query_width + 2 * model.key_width) // tp
     if model.kv_latent:
-        columns = 3 * model.heads * model.score_dim // tp
+        columns = model.heads * (2 * model.score_dim + model.value_dim(cp)) // tp
     elif model.transforms_qk:
         columns = model.query_width // tp + 2 * max(model.key_width // tp, model.head_dim)
     elif tp > model.key_heads:
@@ -171,6 +171,7 @@ def predict_flops(
     routers: int = 1,
     latents: int = 1,
     assignments: int = 0,
+    cp: int = 1,
 ) -> int:
     """FLOPs that recomputation repeats for a stage and micro-batch, over all ranks of one replica.
 
@@ -186,18 +187,21 @@ def predict_flops(
         routers: ranks that all compute the same router.
         latents: ranks that all compute the same projection to latents.
         assignments: assignments of tokens to experts, over all layers.
+        cp: context-parallel ranks.
     """
     b, s, h, a, u = sequences, model.seq, model.hidden, model.heads, model.gates
     layers = range(layers) if isinstance(layers, int) else layers
-    scores = 2 * b * s * s * a * model.score_dim * len(layers)
+    both = model.score_dim + model.value_dim(cp)  # columns of the products with K and with V
+    pairs_written = b * s * s * a * len(layers)
     if pairs is None:
         masks = (parts.whole(s, model.causal, model.prefix, model.window_of(layer)) for layer in layers)
         pairs = a * sum(map(costs.pairs, masks))
-    flash = 4 * b * pairs * model.score_dim
-    core = flash if model.attention == "flash" else 2 * scores
+    flash = 2 * b * pairs * both
+    core = flash if model.attention == "flash" else 2 * pairs_written * both
     if kind != "full":
         # the product with V is not repeated: backward needs only its inputs, and recomputation ends with them
-        return (flash if model.attention == "flash" else scores) if kind == "selective" else 0
+        again = flash if model.attention == "flash" else 2 * pairs_written * model.score_dim
+        return again if kind == "selective" else 0
     attention = len(layers) * 2 * b * s * (model.head_products + latents * model.down * h) + core
     dense = 2 * b * s * (u + 1) * h * sum(map(model.dense_width, layers))
     experts = 2 * b * s * h * model.experts * routers * sum(map(model.routed, layers))

@@ -53,7 +53,7 @@ def _flops(run: Judged) -> int:
         spared = [stops and last_spared(model, layer, fused) for layer in ends(layers, plan.recompute_every)]
         stage = plan.recompute, model, layers, plan.recompute_every, plan.micro_batch
         seen = sum(pairs[model.window_of(layer)] for layer in layers)
-        one = predict_flops(*stage, pairs=seen, spares=spared, routers=routers, latents=plan.tp)
+        one = predict_flops(*stage, pairs=seen, spares=spared, routers=routers, latents=plan.tp, cp=plan.cp)
         flops += one * plan.micro_batches * plan.dp
     if model.experts and plan.recompute == "full":
         # the tp ranks send the same rows to the same experts, of which each has some columns
