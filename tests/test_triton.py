@@ -132,6 +132,19 @@ def test_equal_inputs_give_equal_bits_and_a_block_of_keys_its_summand():
         assert torch.allclose(torch.cat([p[i] for p in parts], 2), whole[i], atol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_values_narrower_than_keys_give_what_the_torch_version_gives(causal):
+    q, k, v, d_out = drawn((1, 2, 2, 17, 17, 16), torch.float32, 2)
+    v, d_out = v[..., :10].contiguous(), d_out[..., :10].contiguous()
+    wide = [x.double() for x in (q, k, v)]
+    found, expected = triton.forward(q, k, v, causal, (16, 16)), algorithm.forward(*wide, causal)
+    grads = triton.backward(d_out, q, k, v, *found, causal, (16, 16))
+    theirs = algorithm.backward(d_out.double(), *wide, *expected, causal)
+    assert grads[2].shape == v.shape and found[0].shape == d_out.shape
+    for x, y in zip((*found, *grads), (*expected, *theirs), strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("dtype", "keys", "causal"), [(torch.float64, 8, True), (torch.float32, 7, True)])
 def test_float64_and_a_mask_over_a_rectangle_are_refused(dtype, keys, causal):
     q, k, v, _ = drawn((1, 1, 1, 8, keys, 4), dtype, 0)
