@@ -140,7 +140,8 @@ def test_values_narrower_than_keys_give_what_the_torch_version_gives(causal):
     found, expected = triton.forward(q, k, v, causal, (16, 16)), algorithm.forward(*wide, causal)
     grads = triton.backward(d_out, q, k, v, *found, causal, (16, 16))
     theirs = algorithm.backward(d_out.double(), *wide, *expected, causal)
-    assert grads[2].shape == v.shape and found[0].shape == d_out.shape
+    assert grads[2].shape == v.shape
+    assert found[0].shape == d_out.shape
     for x, y in zip((*found, *grads), (*expected, *theirs), strict=True):
         torch.testing.assert_close(x.double(), y, rtol=1e-4, atol=1e-5)
 
