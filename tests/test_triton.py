@@ -116,7 +116,7 @@ def test_the_log_sum_exp_is_the_torch_version_s_so_a_ring_can_merge_blocks():
         algorithm.forward(*(x.double() for x in (q, k, v)), False),
     )
     assert torch.allclose(lse.double(), expected, rtol=1e-6, atol=1e-6)
-    likes = algorithm.forward_like(q)
+    likes = algorithm.forward_like(q, v)
     assert [(x.dtype, x.shape) for x in (out, lse)] == [(x.dtype, x.shape) for x in likes]
 
 
@@ -130,6 +130,20 @@ def test_equal_inputs_give_equal_bits_and_a_block_of_keys_its_summand():
     assert torch.allclose(parts[0][0] + parts[1][0], whole[0], atol=1e-5)
     for i in (1, 2):
         assert torch.allclose(torch.cat([p[i] for p in parts], 2), whole[i], atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_values_narrower_than_keys_give_what_the_torch_version_gives(causal):
+    q, k, v, d_out = drawn((1, 2, 2, 17, 17, 16), torch.float32, 2)
+    v, d_out = v[..., :10].contiguous(), d_out[..., :10].contiguous()
+    wide = [x.double() for x in (q, k, v)]
+    found, expected = triton.forward(q, k, v, causal, (16, 16)), algorithm.forward(*wide, causal)
+    grads = triton.backward(d_out, q, k, v, *found, causal, (16, 16))
+    theirs = algorithm.backward(d_out.double(), *wide, *expected, causal)
+    assert grads[2].shape == v.shape
+    assert found[0].shape == d_out.shape
+    for x, y in zip((*found, *grads), (*expected, *theirs), strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "keys", "causal"), [(torch.float64, 8, True), (torch.float32, 7, True)])

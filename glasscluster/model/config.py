@@ -368,8 +368,12 @@ class ModelConfig(BaseModel):
 
     @property
     def score_dim(self) -> int:
-        """Elements of a query, a key and (filled up) a value inside attention."""
+        """Elements of a query and a key inside attention."""
         return self.head_dim + self.rotary
+
+    def value_dim(self, cp: int) -> int:
+        """Elements of a value inside attention: filled up to a key's where cp ranks cut a sequence."""
+        return self.score_dim if cp > 1 else self.head_dim
 
     @property
     def one_gather(self) -> bool:

@@ -44,7 +44,7 @@ def unfused_attention(
     how = how._replace(scale=how.scale_of(d))
     p = Softmax.apply(scores.view(b, a, n, keys), how, causal, prefix, bias, sink)
     p = drop(p) if drop else p
-    return (p.view(b, heads, -1, keys) @ v).view(b, a, n, d)
+    return (p.view(b, heads, -1, keys) @ v).view(b, a, n, -1)
 
 
 ATTENTION = {"flash": flash_attention, "unfused": unfused_attention}

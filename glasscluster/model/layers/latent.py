@@ -13,8 +13,8 @@ decoupled rotary elements.
 Rotations stand apart because a rotated k_C would need its W_UK between rotations of two positions, and could
 not be absorbed. Where positions are not rotary, d_R = 0. Over tensor ranks heads are cut; the way down is
 whole on all of them and done by each: what a rank's heads say about it is a part of its gradient (`partial`).
-But: V is filled up with zeros to d + d_R columns, as Q and K have them, and a ring sends keys and values, not
-latents.
+But: where a sequence is cut over ranks, V is filled up with zeros to d + d_R columns, as Q and K have them, so
+that keys and values travel in one message; and a ring sends keys and values, not latents.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def declare(block: Any) -> None:
 
 
 def queries_keys_values(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x [b, s outside, h] -> this rank's heads of each: [b, s, a, d + d_R]. `keep` hears what they are made
-    from.
+    """x [b, s outside, h] -> this rank's heads of each: [b, s, a, d + d_R], of values [b, s, a, d] where the
+    sequence is whole. `keep` hears what they are made from.
     """
     config, linear, d = block.config, block.parallel.linear, block.config.head_dim
     y = block.parallel.f(x)
@@ -67,11 +67,9 @@ def queries_keys_values(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q = torch.cat([q[..., :d], block.rotate(q[..., d:])], -1)
     k_rotary = block.rotate(k_rotary.unsqueeze(2))
     block.keep.latent(c, k_rotary)
-    return (
-        q,
-        torch.cat([k, k_rotary.expand(-1, -1, k.shape[2], -1)], -1),
-        torch.nn.functional.pad(v, (0, config.rotary)),
-    )
+    k = torch.cat([k, k_rotary.expand(-1, -1, k.shape[2], -1)], -1)
+    whole = block.parallel.context.size == 1  # a copy, or the products that v is a part of would be kept
+    return q, k, v.contiguous() if whole else torch.nn.functional.pad(v, (0, config.rotary))
 
 
 # ---- theory ------------------------------------------------------------------------------------------------

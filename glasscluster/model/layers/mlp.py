@@ -17,28 +17,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glasscluster.model.kernels.gated import Gated
 from glasscluster.model.parallel import Shard, plus
-
-LIMIT, ALPHA = 7.0, 1.702  # of swiglu-clamped: gpt-oss's swiglu_limit, and how steep its sigmoid is
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
     """The MLP's inner step: [..., f] -> [..., f], or of gate and value [..., 2f] -> [..., f]."""
     match activation:
-        case "swiglu":
-            gate, value = x.chunk(2, -1)
-            return F.silu(gate) * value
-        case "geglu":
-            gate, value = x.chunk(2, -1)
-            return F.gelu(gate, approximate="tanh") * value
-        case "swiglu-clamped":
-            gate, value = x.chunk(2, -1)
-            gate, value = gate.clamp(max=LIMIT), value.clamp(-LIMIT, LIMIT)
-            return (value + 1) * (gate * torch.sigmoid(ALPHA * gate))
+        case "swiglu" | "geglu" | "swiglu-clamped":
+            return Gated.apply(x, activation)
         case "relu":
             return F.relu(x)
         case "gelu-tanh":

@@ -43,6 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glasscluster.model.config import ModelConfig
+from glasscluster.model.kernels.expert_sum import ExpertSum
 from glasscluster.model.kernels.precision import accumulation_dtype
 from glasscluster.model.layers import mlp
 from glasscluster.model.parallel import Shard
@@ -107,7 +108,7 @@ def experts(block: Any, x: Tensor) -> Tensor:
     rows = inside.flatten(0, 1).index_select(0, order // config.top_k)
     arrived, sources = parallel.experts.dispatch(rows, counts)
     rows = parallel.experts.combine(apply_experts(block, arrived, sources), counts, sources)
-    y = parallel.g(weighted_sum(rows, order, weights))
+    y = parallel.g(ExpertSum.apply(rows, order, weights))
     if not block.keep.active:
         block.routing.append({"wanted": wanted, "kept": counts, "aux": None if aux is None else aux.detach()})
     return y + mlp.mlp(block, x, "shared_") if config.shared_ffn else y
@@ -137,7 +138,8 @@ def route(
         chosen, best first.
     """
     wide = accumulation_dtype(x.dtype)
-    logits = F.linear(x.to(wide), router.to(wide), None if bias is None else bias.to(wide))
+    narrow = x.dtype != wide
+    logits = WideLinear.apply(x, router, bias) if narrow else F.linear(x, router, bias)
     if config.hot_expert:
         logits = logits + F.pad(logits.new_full((1,), config.hot_expert), (0, config.experts - 1))
     p = logits.sigmoid() if config.router == "sigmoid" else logits.softmax(-1)
@@ -148,6 +150,27 @@ def route(
         of_chosen = p.gather(-1, choices)
     weights = of_chosen / of_chosen.sum(-1, keepdim=True) if config.normalises else of_chosen
     return p, weights if config.router_scale == 1 else weights * config.router_scale, choices
+
+
+class WideLinear(torch.autograd.Function):
+    """x W^T + bias in the accumulation type, of 16-bit x [b, s, h], W [E, h] and bias [E].
+
+    Backward widens x and W anew: a wide copy of all tokens would otherwise be kept for it.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        wide, ctx.bias = accumulation_dtype(x.dtype), None if bias is None else bias.dtype
+        return F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+
+    @staticmethod
+    def backward(ctx, d_y: Tensor):
+        x, weight = ctx.saved_tensors
+        d = d_y.flatten(0, 1)
+        d_x = (d @ weight.to(d.dtype)).to(x.dtype).view(x.shape)
+        d_weight = (x.flatten(0, 1).to(d.dtype).t() @ d).t().to(weight.dtype)
+        return d_x, d_weight, None if ctx.bias is None else d.sum(0).to(ctx.bias)
 
 
 def best(scores: Tensor, config: ModelConfig, correction: Tensor | None) -> Tensor:
@@ -281,18 +304,6 @@ def biases(block: Any, here: int) -> tuple[Sequence[Tensor | None], Sequence[Ten
         each = down.shape[1]
         down = F.pad(down, (rank * each, (size - 1 - rank) * each))
     return block.expert_up_bias.unbind(), down.unbind()
-
-
-def weighted_sum(rows: Tensor, order: Tensor, weights: Tensor) -> Tensor:
-    """y = sum_j w_j · (row of the token's j-th choice; zero if dropped): rows [A, h], weights [b, s, k] ->
-    [b, s, h].
-    """
-    slots = (
-        rows.new_zeros(weights.numel(), rows.shape[-1]).index_copy_(0, order, rows).view(*weights.shape, -1)
-    )
-    return (
-        (slots * weights.unsqueeze(-1)).sum(2).to(rows.dtype)
-    )  # the weights' type is that of the accumulators
 
 
 # ---- theory ------------------------------------------------------------------------------------------------

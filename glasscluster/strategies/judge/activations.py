@@ -19,8 +19,8 @@ own), k columns of K and of V (q without grouped queries), f inner width of the 
 
     any q, k and f    inside the matrices w sb (2q + 2k + n f)/t,
                       where the paper has 12 w sbh/t: q = k = h, f = 4h, n = 2
-                      n = 2 GELU: in and out; 4 SwiGLU: gate, value, silu(gate), product (GEGLU: the same
-                      with gelu); 7 clamped SwiGLU: both clamped too, and the sigmoid; 1 ReLU: its output
+                      n = 2 GELU: in and out; 3 SwiGLU, GEGLU, clamped SwiGLU: gate, value, product (one kernel
+                      makes the rest anew in backward); 1 ReLU: its output
     context parallel  everything by c, also a s² b; Ulysses with flash attention keeps the output before and
     behind its way back
 
@@ -68,9 +68,9 @@ KEPT_OF_MLP = {
     "gelu": 2,
     "gelu-tanh": 2,
     "relu": 1,
-    "swiglu": 4,
-    "geglu": 4,
-    "swiglu-clamped": 7,
+    "swiglu": 3,
+    "geglu": 3,
+    "swiglu-clamped": 3,
 }  # n, in inner widths f
 
 
@@ -372,20 +372,11 @@ def _over(**ranks: int) -> str:
 
 def _mlp(activation: str, cut: Callable[..., Term], f: int, symbols: str, second: str) -> list[Term]:
     """What the activation keeps, and the input of the second matrix."""
-    gated = {
-        "swiglu": (("silu of the gate", "silu 1"), ("gated value, input of the second matrix", "mul 1")),
-        "geglu": (("gelu of the gate", "gelu 1"), ("gated value, input of the second matrix", "mul 1")),
-        "swiglu-clamped": (
-            ("clamped gate", "clamp 1"),
-            ("value and one", "add 3" if second.startswith("addmm") else "add 2"),
-            ("sigmoid of the gate", "sigmoid 1"),
-            ("gate times sigmoid", "mul 2"),
-            ("gated value, input of the second matrix", "mul 3"),
-        ),
-    }
-    if activation in gated:
-        terms = [cut("gate and value (one tensor)", second, columns=2 * f, symbols="2·sbf")]
-        return terms + [cut(name, maker, columns=f, symbols="sbf") for name, maker in gated[activation]]
+    if activation in ("swiglu", "geglu", "swiglu-clamped"):
+        return [
+            cut("gate and value (one tensor)", second, columns=2 * f, symbols="2·sbf"),
+            cut("gated value, input of the second matrix", "gated_forward 1", columns=f, symbols="sbf"),
+        ]
     if activation == "relu":  # its derivative needs the output alone
         return [cut("output of ReLU", "relu 1", columns=f, symbols=symbols)]
     return [

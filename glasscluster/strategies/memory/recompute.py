@@ -170,7 +170,7 @@ def predict_checkpoints(
     tokens, layers = sequences * model.seq, range(layers) if isinstance(layers, int) else layers
     columns = (model.query_width + 2 * model.key_width) // tp
     if model.kv_latent:
-        columns = 3 * model.heads * model.score_dim // tp
+        columns = model.heads * (2 * model.score_dim + model.value_dim(cp)) // tp
     elif model.transforms_qk:
         columns = model.query_width // tp + 2 * max(model.key_width // tp, model.head_dim)
     elif tp > model.key_heads:
@@ -195,6 +195,7 @@ def predict_flops(
     latents: int = 1,
     assignments: int = 0,
     parts: Sequence[str] = ("core",),
+    cp: int = 1,
 ) -> int:
     """FLOPs that recomputation repeats for a stage and micro-batch, over all ranks of one replica.
 
@@ -212,15 +213,17 @@ def predict_flops(
         assignments: assignments of tokens to experts, over all layers.
         parts: what selective recomputation drops. The last matrix of an MLP is then spared unless `spares`
             says otherwise.
+        cp: context-parallel ranks.
     """
     b, s, h, u = sequences, model.seq, model.hidden, model.gates
     layers = range(layers) if isinstance(layers, int) else layers
-    core = core_flops(model, b, layers, pairs)
+    core = core_flops(model, b, layers, pairs, cp)
     if kind == "none":
         return 0
     if kind == "selective":
         # the product with V is not repeated: backward needs only its inputs, and recomputation ends with them
-        attention = (core if model.attention == "flash" else core // 2) if "core" in parts else 0
+        scores = 2 * b * s * s * model.heads * model.score_dim * len(layers)
+        attention = (core if model.attention == "flash" else scores) if "core" in parts else 0
         branches, last = [layer for layer in layers if branch_of(model, layer) in parts], list(layers)
     else:
         attention = len(layers) * 2 * b * s * (model.head_products + latents * model.down * h) + core
@@ -234,7 +237,9 @@ def predict_flops(
     return attention + dense + experts - 2 * b * s * h * sum(map(model.dense_width, spared))
 
 
-def core_flops(model: ModelConfig, sequences: int, layers: Sequence[int], pairs: int | None = None) -> int:
+def core_flops(
+    model: ModelConfig, sequences: int, layers: Sequence[int], pairs: int | None = None, cp: int = 1
+) -> int:
     """FLOPs of attention's two products in some layers, forward, over all ranks of one replica.
 
     Args:
@@ -243,11 +248,13 @@ def core_flops(model: ModelConfig, sequences: int, layers: Sequence[int], pairs:
         layers: which ones, by number.
         pairs: query-key pairs of a sequence that flash attention computes, over all heads and these layers;
             None: those of its tiles.
+        cp: context-parallel ranks.
     """
     b, s, a = sequences, model.seq, model.heads
+    both = model.score_dim + model.value_dim(cp)  # columns of the products with K and with V
     if model.attention != "flash":
-        return 4 * b * s * s * a * model.score_dim * len(layers)
+        return 2 * b * s * s * a * both * len(layers)
     if pairs is None:
         masks = (whole(s, model.causal, model.prefix, model.window_of(layer)) for layer in layers)
         pairs = a * sum(map(costs.pairs, masks))
-    return 4 * b * pairs * model.score_dim
+    return 2 * b * pairs * both

@@ -104,7 +104,8 @@ def _flops(run: Judged) -> int:
             one = sum(predict_again(model, plan.micro_batch, stop) for stop in spared)
         else:
             seen = sum(pairs[model.window_of(layer)] for layer in layers)
-            ranks: dict[str, Any] = {"routers": routers, "latents": plan.tp, "parts": plan.recomputed}
+            ranks: dict[str, Any] = {"routers": routers, "latents": plan.tp, "cp": plan.cp}
+            ranks["parts"] = plan.recomputed
             one = predict_flops(*stage, pairs=seen, spares=spared, **ranks)
         flops += one * plan.micro_batches * plan.dp
     if model.experts and "moe" in plan.recomputed:

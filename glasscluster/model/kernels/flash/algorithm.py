@@ -18,8 +18,8 @@ one key head.
     rows of a tile of queries = its B tokens, each in the g heads: [b · a_kv, B·g, d]
 
 so one product serves the group, K and V are loaded once for it and never repeated, and its sum over rows
-makes dK and dV. Shapes: q, out [b, a, N, d]; k, v [b, a_kv, n, d]; L [b, a, N]. N and n may differ where
-nothing is masked (a block of ring attention); the causal mask wants a square. How products become scores
+makes dK and dV. Shapes: q, out [b, a, N, d]; k, v [b, a_kv, n, d]; L [b, a, N]. v may have fewer columns than
+q and k (latent attention); then out has as few. N and n may differ where nothing is masked (a block of ring attention); the causal mask wants a square. How products become scores
 (another scale, a soft cap, a window) is in scores.py, what may be added to them in bias.py, what all of it
 costs in costs.py, proven by a counting run in tests: `meter` hears every tile that is read or written.
 But: tiles above the causal diagonal or before all windows are skipped, the ones at an edge are computed
@@ -65,9 +65,9 @@ def check_shapes(q: Tensor, k: Tensor, causal: bool, window: int = 0) -> None:
         raise ValueError(f"attention of {tuple(q.shape)} to {tuple(k.shape)}, {causal = }: {rule}")
 
 
-def forward_like(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Uninitialised output, and L in the accumulation type."""
-    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=accumulation_dtype(q.dtype))
+def forward_like(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Uninitialised output, as wide as the values, and L in the accumulation type."""
+    return torch.empty_like(q[..., : v.shape[3]]), q.new_empty(q.shape[:3], dtype=accumulation_dtype(q.dtype))
 
 
 def forward(
@@ -85,7 +85,7 @@ def forward(
     `meter("read" | "write", bytes)` hears slow-memory traffic; bias [a, N + n - 1] as in bias.py.
     """
     check_shapes(q, k, causal, how.window)
-    out, lse = forward_like(q)
+    out, lse = forward_like(q, v)
     shares, scores = head_shares(q, k, tile)
     workspace = out.new_empty(scores, dtype=lse.dtype)
     for of_q, of_k in shares:
@@ -102,7 +102,7 @@ def _forward(
     heads, group, n, keys = k.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
     product, future = product_into(workspace), future_mask(min(tile, n) if causal else 0, group, lse)
     q_f, k_f, v_f = (fold_heads(x, heads) for x in (q, k, v))
-    o_f, l_f = torch.empty_like(q_f), q_f.new_empty(*q_f.shape[:2], 1)
+    o_f, l_f = (q_f.new_empty(*q_f.shape[:2], columns) for columns in (v.shape[3], 1))
     of_queries = (x.split(tile * group, 1) for x in (q_f * how.scale_of(q.shape[3]), o_f, l_f))
     k_f = k_f.mT.contiguous()  # once: products read it faster so
     lowest = torch.finfo(lse.dtype).min

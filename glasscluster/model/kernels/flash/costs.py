@@ -44,17 +44,19 @@ def forward_traffic(
     keys: int | None = None,
     group: int = 1,
     window: int = 0,
+    d_v: int | None = None,
 ) -> int:
     """Slow-memory bytes of one key head and its `group` of query heads, forward.
 
     size, accumulator: bytes of an element of the inputs' type and of the accumulation type; where both are 1,
     elements are counted. Eq 7: 2Nd + 2 ceil(N/B) Nd + N for one head of N keys, not causal. Every query head
-    has Q, O and L; the group reads K and V once.
+    has Q, O and L; the group reads K and V once. d_v: columns of values and output (None: d, as the rest).
     """
+    both = d + (d if d_v is None else d_v)
     keys = n if keys is None else keys
     spans = (keys_seen(rows, keys, causal, window, tile) for rows in tiles(n, tile))
     read = sum(last - first for first, last in spans)
-    return (2 * n * d * group + 2 * read * d) * size + n * group * accumulator
+    return (n * both * group + read * both) * size + n * group * accumulator
 
 
 def backward_traffic(
@@ -67,19 +69,21 @@ def backward_traffic(
     keys: int | None = None,
     group: int = 1,
     window: int = 0,
+    d_v: int | None = None,
 ) -> int:
     """Slow-memory bytes of one key head and its `group` of query heads, backward.
 
     Q, dO, L, D and dQ (read and written) of every query head once for each tile of keys; K, V, dK and dV
-    once.
+    once. d_v: as forward.
     """
+    d_v = d if d_v is None else d_v
     keys = n if keys is None else keys
     spans = (queries_seeing(cols, n, causal, window, tile) for cols in tiles(keys, tile))
     queries = sum(last - first for first, last in spans)
-    before = 2 * n * d * size + (n + n * d) * accumulator
+    before = 2 * n * d_v * size + (n + n * d) * accumulator
     rounded = n * d * (size + accumulator) if size != accumulator else 0
-    each = 2 * d * size + (2 * d + 2) * accumulator
-    return group * (before + queries * each + rounded) + 4 * keys * d * size
+    each = (d + d_v) * size + (2 * d + 2) * accumulator
+    return group * (before + queries * each + rounded) + 2 * keys * (d + d_v) * size
 
 
 def bias_steps(
@@ -105,24 +109,26 @@ def _shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int, int]:
 
 def _forward_flops(args, out) -> int:
     b, a, _, n, keys, d = _shape(*args[:2])
-    return b * a * 4 * tile_pairs(n, args[3], keys=keys, window=Scores(*args[4:]).window) * d
+    pairs_seen = tile_pairs(n, args[3], keys=keys, window=Scores(*args[4:]).window)
+    return 2 * b * a * pairs_seen * (d + args[2].shape[3])  # Q K^T, P V
 
 
 def _forward_bytes(args, out) -> int:
     b, a, heads, n, keys, d = _shape(*args[:2])
-    sizes, window = _sizes(args[0]), Scores(*args[4:]).window
-    return b * heads * forward_traffic(n, d, args[3], *sizes, keys=keys, group=a // heads, window=window)
+    sizes, more = _sizes(args[0]), {"window": Scores(*args[4:]).window, "d_v": args[2].shape[3]}
+    return b * heads * forward_traffic(n, d, args[3], *sizes, keys=keys, group=a // heads, **more)
 
 
 def _backward_flops(args, out) -> int:
     b, a, _, n, keys, d = _shape(*args[1:3])
-    return b * a * 10 * tile_pairs(n, args[6], keys=keys, window=Scores(*args[7:]).window) * d
+    pairs_seen = tile_pairs(n, args[6], keys=keys, window=Scores(*args[7:]).window)
+    return 2 * b * a * pairs_seen * (3 * d + 2 * args[3].shape[3])  # Q K^T, dQ, dK; dV, dP
 
 
 def _backward_bytes(args, out) -> int:
     b, a, heads, n, keys, d = _shape(*args[1:3])
-    sizes, window = _sizes(args[1]), Scores(*args[7:]).window
-    return b * heads * backward_traffic(n, d, args[6], *sizes, keys=keys, group=a // heads, window=window)
+    sizes, more = _sizes(args[1]), {"window": Scores(*args[7:]).window, "d_v": args[3].shape[3]}
+    return b * heads * backward_traffic(n, d, args[6], *sizes, keys=keys, group=a // heads, **more)
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:

@@ -89,7 +89,7 @@ def _biased_backward(
 
 def _meta_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, *how) -> tuple[Tensor, Tensor]:
     algorithm.check_shapes(q, k, causal, Scores(*how).window)
-    return algorithm.forward_like(q)
+    return algorithm.forward_like(q, v)
 
 
 def _meta_backward(
@@ -276,7 +276,7 @@ def flash_attention(
 
     Args:
         q: [b, a, N, d].
-        k, v: [b, a_kv, n, d]; a is a multiple of a_kv.
+        k, v: [b, a_kv, n, d]; a is a multiple of a_kv. v may have fewer columns, d_v.
         causal: a query sees the keys up to its own; wants N = n.
         prefix: so many first keys are seen by all queries; wants N = n.
         bias: [a, 2N - 1] in the accumulation type, added to the scores by distance (bias.py); wants N = n.
@@ -284,7 +284,7 @@ def flash_attention(
         sink: [a], a number of each head that joins the softmax's denominator (scores.py).
 
     Returns:
-        [b, a, N, d] in q's type.
+        [b, a, N, d] in q's type; with d_v columns where v has as many.
 
     Raises:
         ValueError: heads do not come in whole groups, or a causal mask is not over a square.

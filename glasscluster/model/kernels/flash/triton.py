@@ -1,7 +1,7 @@
 """FlashAttention on an NVIDIA GPU: algorithm.py's two functions, by the Triton kernels of triton_kernels.py.
 
-But: no float64 (algorithm.py has it) and no bias; tile sizes are tuned at a shape's first use, so another
-process may round differently.
+But: values with fewer columns than keys are filled up with zeros; no float64 (algorithm.py has it) and no
+bias; tile sizes are tuned at a shape's first use, so another process may round differently.
 """
 
 from __future__ import annotations
@@ -93,6 +93,11 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 else x.contiguous()
 
 
+def _filled(x: Tensor, like: Tensor) -> Tensor:
+    """With zeros behind, up to as many columns as `like` has: the kernels know one head size."""
+    return torch.nn.functional.pad(x, (0, like.shape[3] - x.shape[3]))
+
+
 def _strides(*tensors: Tensor) -> list[int]:
     return [x.stride(i) for x in tensors for i in range(3)]
 
@@ -120,7 +125,10 @@ def forward(
     """
     check(q, k, causal, how.window)
     q, k, v = _rows(q), _rows(k), _rows(v)
-    out, lse = forward_like(q)
+    if v.shape[3] < q.shape[3]:
+        out, lse = forward(q, k, _filled(v, q), causal, tiles, how)
+        return out[..., : v.shape[3]].contiguous(), lse
+    out, lse = forward_like(q, v)
     b, a, n, d = q.shape
     numbers = (how.scale_of(d), how.cap, how.window, n, k.shape[2])
     args = (q, k, v, out, lse, *numbers, *_strides(q, k, v, out))
@@ -141,6 +149,10 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, in their types. Of a block of keys its share, as in the torch version."""
     check(q, k, causal, how.window)
+    if (columns := v.shape[3]) < q.shape[3]:
+        d_out, v, out = (_filled(x, q) for x in (d_out, v, out))
+        dq, dk, dv = backward(d_out, q, k, v, out, lse, causal, tiles, how)
+        return dq, dk, dv[..., :columns].contiguous()
     d_out, q, k, v, out = (_rows(x) for x in (d_out, q, k, v, out))
     (b, a, n, d), (heads, keys), sizes = q.shape, k.shape[1:3], _sizes(q, k, causal, how)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
