@@ -112,7 +112,7 @@ SOUND = {  # command -> words that work, and are quick
     "train": f"train {SHAPED} --steps 1 --backend threads --no-check",
     "generate": f"generate {SHAPED} --tokens 1 --prompt-length 2 --no-check",
     "serve": f"serve {SHAPED} --count 1 --tokens 1 --no-check",
-    "evaluate": f"evaluate {SHAPED} --seq 64 --items 2 --no-check",
+    "evaluate": "evaluate --layers 2 --hidden 16 --heads 2 --seq 64 --items 2 --no-check",
     "replay": "replay run",
     "schedule": "schedule 1f1b --pp 2 --micro-batches 4",
     "collective": "collective all-reduce --gpus 4 --size 1MiB",
