@@ -4,7 +4,7 @@ stand in groups.
 
     config.json                            here
     kv_lora_rank, q_lora_rank              kv-latent, q-latent
-    qk_nope_head_dim = v_head_dim          head-dim 
+    qk_nope_head_dim = v_head_dim          head-dim
     qk_rope_head_dim                       rope-dim
     n_shared_experts x moe_intermediate_size   shared-ffn
     mscale_all_dim m of a yarn             attention-scale: (1 + 0.1 m ln factor)² / sqrt(d + d_R)
