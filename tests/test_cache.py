@@ -228,7 +228,7 @@ def test_bytes_are_those_of_f3(kind: str, kv_heads: int):
         )
     if kind == "static":
         assert waste == caches.predict_waste(cache.lengths)[0] * cache.token_bytes
-    for change in ({"layers": 3}, {"heads": 2, "kv_heads": 1, "hidden": 4}):  # the check can fail
+    for change in ({"layers": 3}, {"heads": 2, "kv_heads": 1, "head_dim": 2}):  # the check can fail
         assert cache.bytes != caches.predict(stage.config.model_copy(update=change), slots * n, 8)
     assert cache.bytes != caches.predict(stage.config, slots * n + 1, 8)
     assert cache.bytes != caches.predict(stage.config, slots * n, 4)

@@ -372,7 +372,14 @@ class ModelConfig(BaseModel):
         return self.head_dim + self.rotary
 
     def value_dim(self, cp: int) -> int:
-        """Elements of a value inside attention: filled up to a key's where cp ranks cut a sequence."""
+        """Elements of a value inside attention: filled up to a key's where ranks cut a sequence.
+
+        Args:
+            cp: context-parallel ranks.
+
+        Returns:
+            The elements of a head's value.
+        """
         return self.score_dim if cp > 1 else self.head_dim
 
     @property

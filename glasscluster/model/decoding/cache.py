@@ -271,8 +271,8 @@ class Within(KeepAll):
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of all tokens, each to the last `window` of them."""
         b, s = q.shape[0], q.shape[2]
-        none = k.new_empty(0, *k.shape[1:])
-        return cached(self.block, q, (k, v), (none, none), ([], [0] * b, [s] * b), self.window, s)
+        nothing = tuple(x.new_empty(0, *x.shape[1:]) for x in (k, v))
+        return cached(self.block, q, (k, v), nothing, ([], [0] * b, [s] * b), self.window, s)
 
 
 def cached(
