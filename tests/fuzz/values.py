@@ -260,7 +260,9 @@ def safetensors_mutation(draw: Random, data: bytes) -> tuple[Content, Mutation]:
     elif act == "nan":
         body = b"\xff\xff\xff\x7f" * (len(body) // 4)
     elif act == "dtype":
-        header = header.replace(b'"F32"', draw.choice([b'"F16"', b'"I32"', b'"BOOL"', b'"XYZ"', b'"F64"']), 1)
+        kinds = [f'"F{bits}"'.encode() for bits in (32, 16, 64)]
+        odd = [*kinds[1:], b'"I32"', b'"BOOL"', b'"XYZ"']
+        header = header.replace(kinds[0], draw.choice(odd), 1)
     else:
         content = json.loads(header)
         name = draw.choice(sorted(k for k in content if k != "__metadata__"))
