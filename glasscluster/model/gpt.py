@@ -163,8 +163,9 @@ class Block(Module):
             lambda y: plus(self.parallel.row(self.attend(y, draw), self.out_weight), self.get("out_bias")),
             draw,
         )
-        part, second = "moe" if self.mlp is moe.experts else "mlp", partial(self.mlp, self)
-        return self.branch(x_BSH, 2, lambda y: self.keep.branch(part, second, y), draw)
+        part = "moe" if self.mlp is moe.experts else "mlp"
+        # a function and not a call: whoever holds its argument keeps it alive where nothing is saved
+        return self.branch(x_BSH, 2, self.keep.branch(part, partial(self.mlp, self)), draw)
 
     def branch(self, x: Tensor, number: int, f: Callable[[Tensor], Tensor], draw: Draw | None) -> Tensor:
         """Add the branch f to x, with the norm where the model has it. number: 1 attention, 2 MLP."""

@@ -272,9 +272,9 @@ class KeepAll:
             x = block(x, draw)
         return x
 
-    def branch(self, part: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Compute a layer's second branch from its normalised input; `part` is "mlp" or "moe"."""
-        return function(x)
+    def branch(self, part: str, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """What computes a layer's second branch from its normalised input; `part` is "mlp" or "moe"."""
+        return function
 
     def latent(self, c: Tensor, k_rotary: Tensor | None) -> None:
         """Latent attention: what keys and values are made from, [b, s, d_c] and [b, s, 1, d_R], for a cache

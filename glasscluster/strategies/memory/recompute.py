@@ -98,9 +98,9 @@ class Selective(Recompute):
         """Run attention and save only Q, K and V for backward."""
         return self.run(attention, q, k, v) if "core" in self.parts else attention(q, k, v)
 
-    def branch(self, part: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Run the MLP or the experts and save only their input for backward."""
-        return self.run(function, x) if part in self.parts else function(x)
+    def branch(self, part: str, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """What runs the MLP or the experts, and saves only their input for backward."""
+        return partial(self.run, function) if part in self.parts else function
 
 
 class Full(Recompute):
