@@ -318,3 +318,51 @@ def test_every_command_reads_a_file_with_a_byte_order_mark_as_without(name, tmp_
     assert said[0] == said[1]
     if name == "rows.csv":
         assert Path("done.csv").read_text().splitlines()[0].startswith("dp,tp,")
+
+
+# ---- weights and rows that would be taken for others -------------------------------------------------------
+def test_a_head_that_is_not_the_embedding_is_not_passed_over(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from glasscluster.model.config import ModelConfig
+    from glasscluster.model.gpt import GPTStage
+    from glasscluster.model.weights import hugging_face
+    from glasscluster.model.weights.families import WeightsError
+
+    hugging_face.save(GPTStage(ModelConfig(layers=1, hidden=16, heads=2, seq=8, vocab=32)), tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
+    save_file(tensors, file, {"format": "pt"})
+    hugging_face.load(tmp_path)  # the same numbers twice, as older files have them
+    tensors["lm_head.weight"][0, 0] += 1
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"lm_head.weight is not transformer.wte.weight"):
+        hugging_face.load(tmp_path)
+    assert not hugging_face.load(tmp_path, tied=False).config.tied
+
+
+def test_weights_that_are_not_finite_are_named_when_they_are_read(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from glasscluster.base.errors import NonFinite
+    from glasscluster.model.config import ModelConfig
+    from glasscluster.model.gpt import GPTStage
+    from glasscluster.model.weights import hugging_face
+
+    hugging_face.save(GPTStage(ModelConfig(layers=1, hidden=16, heads=2, seq=8, vocab=32)), tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["transformer.ln_f.weight"][3] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(NonFinite, match=r"head.norm_weight are not finite"):
+        hugging_face.load(tmp_path)
+
+
+def test_a_file_of_rows_is_not_written_over_and_has_rows(tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("dp\n2\n")
+    assert run_glass("predict", "--csv", str(rows), "--out", str(rows)) == 2
+    assert rows.read_text() == "dp\n2\n"
+    rows.write_text("dp\n")
+    assert run_glass("predict", "--csv", str(rows)) == 2

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from glasscluster.base.errors import NonFinite
 from glasscluster.base.files import check_regular, finish, replacing_together
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
@@ -206,6 +207,12 @@ class Weights(Mapping[str, Tensor]):
                 raise WeightsError(
                     f"{self.folder}: {name} is of type {dtype}; known are {', '.join(NUMBERS)}"
                 )
+        head, table = self.family.ends.get("head.table"), self.family.ends["embedding.token"]
+        if self.config.tied and head in there and not self.tensors[str(head)].equal(self.tensors[table]):
+            raise WeightsError(
+                f"{self.folder}: config.json says that the head is the embedding, but {head} is not {table}: "
+                f"give --untied, or say tie_word_embeddings = false"
+            )
 
     def __getitem__(self, name: str) -> Tensor:
         return self.layout.to_ours(name, self.tensors)
@@ -227,6 +234,8 @@ class Weights(Mapping[str, Tensor]):
         for part in stage.parts():
             for name, shard in part.shards.items():
                 full, parallel = self[name], part.parallel
+                if not bool(full.isfinite().all()):
+                    raise NonFinite(f"{self.folder}: the weights of {name} are not finite", operation=name)
                 if shard is not None:
                     full = shard.take(
                         full, parallel.rank, parallel.size, parallel.experts.rank, parallel.experts.size

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import GlassError, InputError
-from glasscluster.base.files import read_text, replacing
+from glasscluster.base.files import is_there, read_text, replacing
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.jobs.stored import slow_ranks
 from glasscluster.scenarios.requests.predict import CSV_COLUMNS, PredictRequest
@@ -130,6 +130,10 @@ def predict_csv(request: PredictRequest, say: Callable[[str], None]) -> tuple[in
     defaults = {k: v for k, v in request.given.items() if k in COLUMNS}
     header, rows = read_rows(request.csv)
     target = Path(request.out) if request.out else Path(request.csv).with_suffix(".predicted.csv")
+    if is_there(target) and target.samefile(request.csv):
+        raise InputError("out", str(target), "is the file of rows itself, which would be lost")
+    if not rows:
+        raise InputError("csv", request.csv, "holds a header and no rows")
     answered: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
         say(f"row {number + 1} of {len(rows)}")
