@@ -366,3 +366,15 @@ def test_a_file_of_rows_is_not_written_over_and_has_rows(tmp_path):
     assert rows.read_text() == "dp\n2\n"
     rows.write_text("dp\n")
     assert run_glass("predict", "--csv", str(rows)) == 2
+
+
+def test_pickled_weights_are_said_to_be_the_reason(tmp_path):
+    from glasscluster.model.config import ModelConfig
+    from glasscluster.model.gpt import GPTStage
+    from glasscluster.model.weights import hugging_face
+    from glasscluster.model.weights.families import WeightsError
+
+    hugging_face.save(GPTStage(ModelConfig(layers=1, hidden=16, heads=2, seq=8, vocab=32)), tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="only safetensors are read"):
+        hugging_face.load(tmp_path)

@@ -258,6 +258,8 @@ class _Tensors(Mapping[str, Tensor]):
 
         names = _indexed(folder / INDEX) if (folder / INDEX).exists() else [FILE]
         self.where: dict[str, tuple[Any, str]] = {}
+        if names == [FILE] and not (folder / FILE).exists() and any(folder.glob("pytorch_model*.bin")):
+            raise WeightsError(f"{folder} holds pickled weights (.bin); only safetensors are read")
         for name in names:
             check_regular("weights", folder / name)
             try:

@@ -213,7 +213,7 @@ def prepare(request: EvaluateRequest) -> tuple[EvaluationJob, Cluster]:
     model, precision, seed = model_of(request), request.precision, request.seed
     for name in request.task:
         if name not in TASKS:
-            raise InputError("task", name, "is unknown", list(TASKS))
+            raise InputError("task", name, f"is none of {', '.join(TASKS)}", list(TASKS))
     check_model(model, "evaluate", request.tp, precision)
     if request.samples > 1 and not request.temperature:
         rule = f"{request.samples} samples of the likeliest token are all alike"
