@@ -51,7 +51,7 @@ KINDS = {  # what the list must hold: a word of the name, and the file
     "bias correction": "model/adamw.py",
     "skipped is counted": "strategies/trainer.py",
     "rope": "model/gpt.py",
-    "experts combined": "model/layers/moe.py",
+    "experts combined": "model/kernels/expert_sum.py",
     "without latency": "sim/time/replay.py",
     "overlooks a dependency": "sim/time/replay.py",
     "frees what is still alive": "sim/recording/memory.py",
