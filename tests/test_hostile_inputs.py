@@ -195,7 +195,7 @@ def test_a_number_with_a_few_zeros_too_many_is_refused_with_the_largest_that_is_
 
 
 def test_the_largest_numbers_are_beyond_every_model_that_we_know():
-    from glasscluster.model.config import PRESETS
+    from glasscluster.model.presets import PRESETS
 
     for shape in PRESETS.values():
         fields = shape if isinstance(shape, dict) else shape.model_dump()

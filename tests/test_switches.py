@@ -18,7 +18,7 @@ from test_model import Largest
 
 from glasscluster.base.errors import InputError
 from glasscluster.model import gpt
-from glasscluster.model.config import PRESETS, ModelConfig
+from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.kernels.flash import algorithm, costs, parts
 from glasscluster.model.kernels.flash.operators import flash_attention
@@ -30,6 +30,7 @@ from glasscluster.model.layers.attention import unfused_attention
 from glasscluster.model.layers.latent import predict_cache
 from glasscluster.model.layers.position import alibi, buckets, sinusoidal, slopes
 from glasscluster.model.parallel import IGNORE
+from glasscluster.model.presets import PRESETS
 from glasscluster.model.text.data import masked
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies import assembly

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import InputError
-from glasscluster.model.config import PRESETS
+from glasscluster.model.presets import PRESETS
 from glasscluster.scenarios.built_in import TITLES
 from glasscluster.scenarios.lesson import LESSONS, find_lesson, teaching_plan
 from glasscluster.scenarios.new_lesson import new_lesson

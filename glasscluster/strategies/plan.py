@@ -14,7 +14,8 @@ from pydantic import ConfigDict, model_validator
 from glasscluster.base.errors import InputError
 from glasscluster.base.requests import build, taken
 from glasscluster.base.valid_choice import advised
-from glasscluster.model.config import PRESETS, ModelConfig
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.presets import PRESETS
 from glasscluster.model.weights.families import is_path, read_shape
 from glasscluster.strategies.context.options import ContextOptions
 from glasscluster.strategies.data.options import DataOptions, ExchangeOptions

@@ -6,7 +6,8 @@ from typing import Any
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.limits import check_bytes
-from glasscluster.model.config import PRESETS, ModelConfig
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.presets import PRESETS
 from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import WeightsError, is_path
 from glasscluster.model.weights.families.base import alike, meant

@@ -13,7 +13,8 @@ standing in for all ranks and replayed on the hardware, bound the step's time fr
 these bounds the plans that fit are recorded on every rank, until the next bound is above the times already
 found: so what is advised fits, and nothing quicker that was tried does. Recomputation and offload only ever
 add time, so they are not tried on top of a change that fits without them.
-But: no three changes at once, and no change of the training itself (precision, global batch, optimizer).
+But: no three changes at once, and no change of the training itself (precision, global batch, optimizer) or of
+the model (`--loss chunked`).
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ class Advice:
     def __str__(self) -> str:
         how = f"{self.tried} of {self.candidates} single and paired changes tried, {self.fitting} fit"
         if not self.best:
-            return f"no change of the plan was found that fits ({how})"
+            return (
+                f"no change of the plan was found that fits ({how}; not tried: three at once, --loss chunked)"
+            )
         first = self.best[0]
         return (
             f"the quickest change that fits is {first.options} "
