@@ -20,6 +20,7 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import FAMILIES, WeightsError
 from glasscluster.model.weights.families.base import alike, meant
+from glasscluster.scenarios.jobs.model_checkup import examine_model
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.job import Job
@@ -614,3 +615,15 @@ def test_a_cluster_of_eight_trains_it_as_one_device_does(name: str, tmp_path: Pa
     assert trained.ok
     assert trained.comparison is not None
     assert trained.comparison["max_rel_grad_diff"] <= TOLERANCE
+
+
+def test_doctor_says_what_an_absent_size_means_and_what_stands_with_a_refused_key(tmp_path, capsys):
+    content: dict[str, object] = {"model_type": "llama", "num_hidden_layers": 2, "rope_theta": 5e5}
+    content["rope_scaling"] = {"rope_type": "dynamic", "factor": 2.0}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    report = examine_model(str(tmp_path))
+    means = {row["key"]: (row["value"], row["means"]) for row in report["recognised"]}
+    assert means["hidden_size"] == (None, "absent: hidden = 4096, as transformers has it")
+    assert means["rope_theta"] == (5e5, "with rope_scaling, which is refused")
+    assert "rope_scaling" not in means
+    assert report["unknown"] == []

@@ -56,7 +56,8 @@ def show_model(report: dict[str, Any]) -> None:
         ("unknown", [(r["key"], r["value"], "passed over, as transformers does") for r in report["unknown"]]),
     ):
         for key, value, said in rows:
-            line = f"{mark} {key:25} {shorten(str(value), 24, placeholder='…'):24} {said}"
+            written = "" if value is None else shorten(str(value), 24, placeholder="…")
+            line = f"{mark} {key:25} {written:24} {said}"
             print(fill(line, 130, subsequent_indent=" " * 59))
     if report["harmless"]:
         print(fill(f"harmless: {', '.join(report['harmless'])}", 130, subsequent_indent=" " * 10))

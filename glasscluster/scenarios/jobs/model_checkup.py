@@ -66,7 +66,7 @@ def look(family: Family, content: dict[str, Any], report: dict[str, Any]) -> Mod
     own = family.by_own_names(content)
     report["architecture"] = family.architecture
     report["recognised"] = [
-        {"key": key, "value": own[key], "means": means} for key, means in reading.recognised.items()
+        {"key": key, "value": own.get(key), "means": means} for key, means in reading.recognised.items()
     ]
     report["refused"] = [as_row(problem) for problem in reading.refused]
     report["refused_weights"] = [as_row(problem) for problem in reading.refused_weights]

@@ -258,11 +258,16 @@ class Family:
                 continue
             if key.name in content:
                 recognised[key.name] = f"{ours} = {shown(values[ours])}"
+            elif values[ours] is not None:  # else it follows from other keys
+                recognised[key.name] = f"absent: {ours} = {shown(values[ours])}, as transformers has it"
         for special in self.specials:
             try:
                 fields = special.ours(content)
             except KeyRefused as problem:
                 refused.append(problem)
+                at_fault = problem.key.partition("[")[0]
+                others = [name for name in special.keys if name in content and name != at_fault]
+                recognised |= dict.fromkeys(others, f"with {at_fault}, which is refused")
                 continue
             values |= fields
             said = ", ".join(f"{ours} = {shown(value)}" for ours, value in fields.items())
