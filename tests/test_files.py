@@ -378,3 +378,18 @@ def test_pickled_weights_are_said_to_be_the_reason(tmp_path):
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(WeightsError, match="only safetensors are read"):
         hugging_face.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"hidden": 32}, {"layers": 1}, {"vocab": 64}, {"seq": 16}])
+def test_a_shape_that_an_option_changed_is_not_blamed_on_the_file(tmp_path, change):
+    from glasscluster.model.config import ModelConfig
+    from glasscluster.model.gpt import GPTStage
+    from glasscluster.model.weights import hugging_face
+    from glasscluster.model.weights.families import WeightsError
+
+    made = ModelConfig(layers=2, hidden=16, heads=2, seq=8, vocab=32)
+    hugging_face.save(GPTStage(made), tmp_path)
+    ((name, value),) = change.items()
+    was = getattr(made, name)
+    with pytest.raises(WeightsError, match=f"{name} = {value} was given where config.json says {was}"):
+        hugging_face.load(tmp_path, **change)

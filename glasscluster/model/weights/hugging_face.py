@@ -181,7 +181,16 @@ class Weights(Mapping[str, Tensor]):
         self.family = family.in_memory() if stacked else family
         self.layout = Layout(self.family, self.config)
         self.passed_over: list[str] = []  # tensors in the files that the model has no use for
-        self._check()
+        try:
+            self._check()
+        except WeightsError as problem:
+            said = family.read(self.content).values
+            changed = [
+                f"{name} = {value} was given where config.json says {said[name]}"
+                for name, value in overrides.items()
+                if name in said and said[name] != value
+            ]
+            raise WeightsError("; ".join([str(problem), *changed])) from None
 
     def _check(self) -> None:
         wanted, there = set(self.layout.theirs), set(self.tensors)
