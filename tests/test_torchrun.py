@@ -104,6 +104,7 @@ def test_outstanding_works_do_not_deadlock_or_swap_under_torchrun(tmp_path):
 
 
 TWO = """
+import os, time
 import torch
 from glasscluster import Cluster
 def program(gpu, op):
@@ -115,15 +116,40 @@ for op in ("sum", "max", "min"):
         said = cluster.run(program, op).results
         if cluster.leader:
             print(op, said)
+    # one rank is late for the next cluster, and meanwhile the other must not find its address in the last one
+    time.sleep(0.5 * (os.environ["RANK"] == late))
 """
 
 
-def test_clusters_one_after_the_other_in_one_job_are_not_compared_with_each_other(tmp_path):
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_clusters_one_after_the_other_in_one_job_do_not_meet_each_other(tmp_path, late):
     script = tmp_path / "two.py"
-    script.write_text(TWO)
+    script.write_text(f"late = {late!r}\n{TWO}")
     done = torchrun(2, str(script), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split("\n")[:3] == ["sum [3.0, 3.0]", "max [2.0, 2.0]", "min [1.0, 1.0]"]
+
+
+OWN_GROUP = """
+import torch.distributed as dist
+from glasscluster import Cluster
+dist.init_process_group("gloo")
+for _ in range(2):
+    with Cluster("classroom", 2, "torchrun") as cluster:
+        said = cluster.run(lambda gpu: gpu.rank).results
+        if cluster.leader:
+            print(said)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_a_process_group_of_the_caller_s_own_is_used_and_left(tmp_path):
+    script = tmp_path / "own.py"
+    script.write_text(OWN_GROUP)
+    done = torchrun(2, str(script), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split("\n")[:2] == ["[0, 1]", "[0, 1]"]
 
 
 def test_native_collectives_train_the_same_model_and_count_nothing(tmp_path):

@@ -7,6 +7,7 @@ Rank 0 gathers every rank's outcome and continues with checks and reports; every
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable
@@ -21,7 +22,20 @@ from glasscluster.sim.ranks.backends.process_group import GroupWire, lost_messag
 from glasscluster.sim.ranks.backends.siblings import Siblings, end_with_the_agent
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 
+JOB_STORE_WAIT = timedelta(minutes=5)  # for the last rank to start, which may still be importing torch
+
 _clusters = itertools.count()  # of this process; the same on every rank
+
+
+@functools.cache
+def _job_store() -> dist.Store:
+    """The store of the job that torchrun's environment describes; it stays while this process lives."""
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=JOB_STORE_WAIT))
+    except (ValueError, RuntimeError) as problem:  # a variable is missing, or nobody listens there
+        text = str(problem).splitlines()[0]
+        raise BackendUnavailable(f"this process cannot meet the other ranks of its job: {text}") from None
+    return store
 
 
 class TorchrunBackend:
@@ -45,6 +59,7 @@ class TorchrunBackend:
         self.rank = int(os.environ["RANK"])
         self.wire: GroupWire | None = None
         self.siblings: Siblings | None = None
+        self._owns_group = False  # a group that the caller's script has made stays the caller's
 
     def start(self) -> GroupWire:
         """Enter the process group (objects travel over gloo also where tensors travel over NCCL)."""
@@ -54,14 +69,23 @@ class TorchrunBackend:
             if not torch.cuda.is_available():
                 raise BackendUnavailable("--device cuda: torch sees no GPU here; use --device cpu")
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        if not dist.is_initialized():
+        # The store outlives a cluster, so each one has keys of its own. Without them a rank of the second
+        # cluster may read the address at which another rank listened for the first one.
+        keys = f"cluster {next(_clusters)}"
+        if dist.is_initialized():
+            store = dist.PrefixStore(keys, dist.distributed_c10d._get_default_store())
+        else:
+            store = dist.PrefixStore(keys, _job_store())
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=self.timeout_s)
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=store,
+                rank=self.rank,
+                world_size=self.gpus,
+                timeout=timedelta(seconds=self.timeout_s),
             )
+            self._owns_group = True
             if "TORCHELASTIC_RUN_ID" in os.environ:  # else nobody knows who started this process
                 end_with_the_agent()
-        # the store outlives a cluster: each one has keys of its own
-        store = dist.PrefixStore(f"cluster {next(_clusters)}", dist.distributed_c10d._get_default_store())
         self.siblings = Siblings(store, self.rank, self.gpus)
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         return make_wire(self.rank, self.gpus, device, self.timeout_s, store if self.compare else None)
@@ -113,5 +137,5 @@ class TorchrunBackend:
         if self.wire is not None:
             self.wire.close()
             self.wire = None
-            if dist.is_initialized():
+            if self._owns_group and dist.is_initialized():
                 dist.destroy_process_group()
