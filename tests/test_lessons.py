@@ -33,8 +33,8 @@ from glasscluster.scenarios.lesson import (
     find_lesson,
     lessons_in,
     taught_lesson,
-    teaching_plan,
 )
+from glasscluster.scenarios.teaching_plan import teaching_plan
 from glasscluster.scenarios.texts import Texts
 from glasscluster.sim.ranks import deadlock
 from glasscluster.sim.recording.events import SEND
@@ -111,16 +111,15 @@ def check_what_is_said(taught: Lesson, lab: Lab) -> None:
     for row in lab.all_checks:
         assert row.source, row.name
         assert row.name.zh != row.name.en, row.name
-    card = taught.card
-    prompt, answer, unit = lab.prompt
-    assert unit
-    assert answer == answer
+    asked, card = lab.prompt, lab.filled_card()
+    assert asked.unit.en
+    assert asked.answer == asked.answer
     pairs = [
         taught.title,
         taught.topic,
         taught.question,
-        taught.kills,
-        prompt,
+        lab.misconception(),
+        asked.text,
         lab.finding,
         lab.explanation,
         lab.own,
@@ -129,7 +128,7 @@ def check_what_is_said(taught: Lesson, lab: Lab) -> None:
         card.question,
         card.short,
         card.long,
-        *card.follow_ups,
+        *(text for x in card.follow_ups for text in (x.question, x.answer) if text),
         *lab.points,
         *(text for text, _ in lab.story),
     ]

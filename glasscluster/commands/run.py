@@ -12,6 +12,7 @@ from glasscluster.base.requests import build
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit, is_leader, progress, verdict
 from glasscluster.commands.failures import UsageError, named, usage, value_of
+from glasscluster.commands.lesson_text import check_guess, show_findings, show_lesson, show_question
 from glasscluster.commands.options import CONTEXT, dressed, given_in, parameters, shown
 from glasscluster.scenarios.requests.scenarios import RunRequest
 
@@ -44,16 +45,25 @@ def run(context: typer.Context, scenario: str, as_json: bool) -> int:
         say(f"glass run {scenario}")
         chosen = body("find")(scenario)
         options = read_options(chosen, scenario, words, own)
+        check_guess(chosen, request)
         lab, report, wall = body("run")(chosen, request, options, say)
     if not is_leader():
         return 0
     if as_json:
         emit(lab.as_json(report))
         return 0 if lab.ok else 1
-    for text, _ in lab.story:
-        print(f"- {text.en}\n  {text.zh}")
-    print(f"\n{lab.finding.en}\n{lab.finding.zh}")
-    return verdict(lab.all_checks, report, wall, lab.not_checked)
+    if lab.prompt is None:
+        show_findings(lab)
+        return verdict(lab.all_checks, report, wall, lab.not_checked)
+    show_question(lab, request.guess)
+    if request.answer or request.guess is not None:
+        show_findings(lab)
+        show_lesson(lab)
+    code = verdict(lab.all_checks, report, wall, lab.not_checked)
+    if not request.answer and request.guess is None:
+        again = f"glass run {scenario}"
+        print(f"answer: {again} --guess NUMBER, or {again} --answer; the report asks you, too")
+    return code
 
 
 # ---- the options of a scenario -----------------------------------------------------------------------

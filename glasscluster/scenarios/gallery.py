@@ -42,7 +42,7 @@ def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Pat
             id_,
             taught.title,
             find_lesson(id_).topic,
-            lab.finding,
+            find_lesson(id_).question,
             lab.status,
             counts.said,
             _thumbnail(lab, taught.title.en),

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import write_text
 from glasscluster.model.presets import PRESETS
 from glasscluster.scenarios.built_in import TITLES
-from glasscluster.scenarios.lesson import LESSONS, find_lesson, teaching_plan
+from glasscluster.scenarios.lesson import LESSONS, find_lesson
 from glasscluster.scenarios.new_lesson import new_lesson
 from glasscluster.scenarios.requests.scenarios import LessonsRequest
+from glasscluster.scenarios.teaching_plan import plan_as_json, printable
 from glasscluster.sim.time.hardware import CATALOGUE, Hardware
 from glasscluster.strategies.pipeline.schedules import SCHEDULES
 
@@ -29,7 +31,12 @@ def lessons_command(request: LessonsRequest) -> dict[str, Any]:
     """`glass lessons`: all of them, how to teach one, or the skeleton of a new one."""
     if request.new is not None:
         return lesson_skeleton(request.new, request.out)
-    return lesson_list() if request.plan is None else lesson_plan(request.plan)
+    if request.plan is None:
+        return lesson_list()
+    content = lesson_plan(request.plan)
+    if request.out.endswith(".html"):
+        write_text(Path(request.out), printable(find_lesson(content["lesson"])))
+    return content
 
 
 def lesson_list() -> dict[str, Any]:
@@ -52,9 +59,7 @@ def lesson_plan(id_: str) -> dict[str, Any]:
     """A teaching plan for one lesson: fifty minutes with a class."""
     if id_.upper() not in LESSONS:
         raise InputError("plan", id_, "unknown lesson", list(LESSONS))
-    beats = teaching_plan(find_lesson(id_.upper()))
-    plan = [{"minutes": minutes, "en": text.en, "zh": text.zh} for minutes, text in beats]
-    return {"schema": "glass.lesson-plan/1", "lesson": id_.upper(), "plan": plan}
+    return plan_as_json(find_lesson(id_.upper()))
 
 
 def lesson_skeleton(name: str, out: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from glasscluster.scenarios.jobs.folders import rewriting, write_ledger, write_r
 from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.sources import check_data
 from glasscluster.scenarios.jobs.training import train
+from glasscluster.scenarios.lesson import Card, FollowUp, Lesson, Prediction, find_lesson
 from glasscluster.scenarios.scenario import Scenario, scenario
 from glasscluster.scenarios.texts import Text, Texts, said
 from glasscluster.sim.run import Cluster
@@ -38,9 +39,18 @@ from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import train_rank
 from glasscluster.visualize.page.assemble import write_report
-from glasscluster.visualize.page.report import Chapter, LessonPage, Report, StoryStep
+from glasscluster.visualize.page.report import (
+    Chapter,
+    CodeShown,
+    FollowUpShown,
+    FormulaShown,
+    LessonPage,
+    Report,
+    StoryStep,
+)
 from glasscluster.visualize.page.story import story_of
 from glasscluster.visualize.page.trace import write_chrome_trace
+from glasscluster.visualize.words import UNITS
 
 Say = Callable[[str], None]
 
@@ -48,6 +58,7 @@ Say = Callable[[str], None]
 __all__ = ["Entry", "Lab", "Say", "perform", "scenario"]  # what a scenario's file imports
 
 FEWEST_SENTENCES = 4  # of a story
+FEWEST_OF_A_LESSON = 3  # which has them all of its own (docs/lessons.md)
 
 
 @dataclass
@@ -106,10 +117,11 @@ class Lab:
     checks: list[Row] = field(default_factory=list)
     story: list[tuple[Said, str]] = field(default_factory=list)
     finding: Said = field(default_factory=lambda: Said("", ""))
-    prompt: tuple[Said, float, str] | None = None  # what to predict, the answer, its unit
+    prompt: Prediction | None = None
     explanation: Said | None = None
     points: list[Said] = field(default_factory=list)
     own: Said | None = None
+    card_values: dict[str, Any] = field(default_factory=dict)  # for the blanks of the card, by name
     figures: list[tuple[Said, Callable[[str], Any]]] = field(default_factory=list)
     _open: ExitStack = field(default_factory=ExitStack)
     _clusters: dict[int, Any] = field(default_factory=dict)
@@ -363,16 +375,25 @@ class Lab:
         """
         self.story.append((self._said("tell", text, blanks), view))
 
-    def ask(self, text: str | Text, answer: float, unit: str, /, **blanks: Any) -> None:
+    def ask(self, text: str | Text, answer: float, unit: str = "", /, **blanks: Any) -> None:
         """Ask the reader for a number; the report shows nothing else until one is entered.
+
+        In the text file the question may say `unit` in both languages, and `range = [low, high]`, between
+        which an answer can lie; a guess outside it is refused with the reason.
 
         Args:
             text: the question in both languages, or its key in the section `ask` of the text file.
             answer: the right number.
-            unit: of the number.
+            unit: of the number, unless the text file says it.
             **blanks: values for the blanks of the text, by name.
         """
-        self.prompt = (self._said("ask", text, blanks), float(answer), unit)
+        units, low, high = Said(unit, UNITS.get(unit, unit)), None, None
+        if isinstance(text, str):
+            table = self._texts.table("ask", text)
+            if "unit" in table:
+                units = self._texts.text_of(table["unit"], f"ask.{text}.unit")
+            low, high = table.get("range", (None, None))
+        self.prompt = Prediction(self._said("ask", text, blanks), float(answer), units, low, high)
 
     def explain(self, **blanks: Any) -> None:
         """Say why the answer came out so: the section `explain` of the text file, with points for the reader
@@ -393,6 +414,16 @@ class Lab:
             **blanks: values for the blanks of the text, by name.
         """
         self.own = self._texts.filled("own_number", blanks=blanks)
+        self.card_values = blanks | self.card_values
+
+    def card(self, **blanks: Any) -> None:
+        """Give values to the blanks of the interview card, its follow-up questions and the misconception.
+        What `own_number` is given fills them too.
+
+        Args:
+            **blanks: values by name.
+        """
+        self.card_values |= blanks
 
     def figure(self, title: str | Text, make: Callable[[str], Any], /, **blanks: Any) -> None:
         """Add a figure of the scenario's own to the report.
@@ -475,30 +506,57 @@ class Lab:
         taught = self.scenario.lesson
         if taught is None or self.prompt is None:
             return None
-        (prompt, answer, unit), card, formula = self.prompt, taught.card, taught.formula
+        prompt, card, formula = self.prompt, self.filled_card(), taught.formula
         return LessonPage(
             id=taught.id,
             question=taught.question,
-            prompt=prompt,
-            answer=answer,
-            unit=unit,
-            formula=f"{formula.id} · {formula.text} · {formula.match} · {formula.source}",
-            kills=taught.kills,
+            prompt=prompt.text,
+            answer=prompt.answer,
+            unit=prompt.unit,
+            low=prompt.low,
+            high=prompt.high,
+            formula=FormulaShown(formula.id, formula.text, formula.match, formula.source, formula.symbols),
+            kills=self.misconception(),
             explanation=self.explanation or Said("", ""),
             points=self.points,
             card_question=card.question,
             card_short=card.short,
             card_long=card.long,
-            follow_ups=list(card.follow_ups),
+            follow_ups=[FollowUpShown(x.question, *self._answer(x)) for x in card.follow_ups],
             own=self.own,
+            code=[CodeShown(x.path, x.first, x.last, x.file, x.caption) for x in taught.code()],
         )
+
+    @property
+    def _lesson(self) -> Lesson:
+        if self.scenario.lesson is None:
+            raise InputError("lesson", self.scenario.name, "is a scenario, and has no card")
+        return self.scenario.lesson
+
+    def filled_card(self) -> Card:
+        """The lesson's card with the numbers of this run.
+
+        Raises:
+            InputError: a blank got no value, neither by `card` nor by `own_number`.
+        """
+        return self._lesson.filled_card(self.card_values)
+
+    def misconception(self) -> Said:
+        """The lesson's misconception with the numbers of this run."""
+        return self._texts.filled("kills", blanks=self.card_values)
+
+    def _answer(self, asked: FollowUp) -> tuple[Said | None, str | None, Said | None]:
+        """The answer to a follow-up question; or the lesson that has it, and that lesson's title."""
+        title = find_lesson(asked.lesson).title if asked.lesson else None
+        return asked.answer, asked.lesson, title
 
     def _story_steps(self) -> list[Any]:
         """The scenario's own sentences; when they are few, what can be said of any run is added, from its
-        numbers.
+        numbers. A lesson with a story of its own is told by that story.
         """
         steps = [StoryStep(text, view or "tab=ledger") for text, view in self.story]
-        if self.entries and len(steps) < FEWEST_SENTENCES:
+        fewest = FEWEST_OF_A_LESSON if self.scenario.lesson else FEWEST_SENTENCES
+        if self.entries and len(steps) < fewest:
             entry = self.entries[-1]
             here = f"&run={entry.key}" if len(self.entries) > 1 else ""
             of_any_run = [
@@ -506,7 +564,7 @@ class Lab:
                 for step in story_of(entry.run, entry.run.timeline)
                 if not step.view.startswith("tab=checks")
             ]
-            steps += of_any_run[: FEWEST_SENTENCES - len(steps)]
+            steps += of_any_run[: fewest - len(steps)]
         return steps
 
     def write(self, folder: Path) -> Path:

@@ -8,6 +8,7 @@ A lesson is a folder that stands in `scenarios/lessons/`, named by its id and it
 
 The function runs real programs or plans, asks for a prediction (`lab.ask`), points at what to see
 (`lab.tell`, `lab.figure`), states its ledger rows (`lab.row`, at least one) and explains (`lab.explain`).
+docs/lessons.md says the rules that its texts follow, and tests/test_lesson_rules.py holds them.
 What does not depend on the run (the question, the formula and its match class, the misconception it kills,
 the interview card) is read from text.toml alone, so that lessons are listed without importing any program.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any, Literal, get_args
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.text import Said
+from glasscluster.scenarios.in_code import Excerpt, excerpt
 from glasscluster.scenarios.scenario import REGISTRY, Scenario
 from glasscluster.scenarios.texts import Texts, unwrap
 
@@ -50,22 +52,67 @@ Class = Literal["X", "V", "T"]
 
 @dataclass(frozen=True)
 class Formula:
-    """A row of the formula contract: id, the formula as text, its match class and its source."""
+    """A row of the formula contract: id, the formula as text, its match class and its source.
+
+    `symbols`: what each symbol of the text means, by the symbol.
+    """
 
     id: str
     text: str
     match: Class
     source: str
+    symbols: dict[str, Said]
+
+
+@dataclass(frozen=True)
+class FollowUp:
+    """What is asked next, with its answer, or with the id of the lesson that answers it."""
+
+    question: Said
+    answer: Said | None = None
+    lesson: str | None = None
 
 
 @dataclass(frozen=True)
 class Card:
-    """The interview card; `lab.own_number` adds the number of your own run."""
+    """The interview card. Its texts may have blanks, which `lab.card` and `lab.own_number` fill."""
 
     question: Said
     short: Said  # the 30-second answer
     long: Said  # the 2-minute answer
-    follow_ups: tuple[Said, ...]
+    follow_ups: tuple[FollowUp, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the reader is asked to predict: the question, the right number, its unit, and between which numbers
+    an answer can lie (None: anywhere).
+    """
+
+    text: Said
+    answer: float
+    unit: Said
+    low: float | None = None
+    high: float | None = None
+
+    def judged(self, guess: float) -> Said:
+        """What a guess is told.
+
+        Raises:
+            InputError: it is outside what the answer can be.
+        """
+        self.check(guess)
+        says = f"{guess:.6g} {{unit}}", f"{self.answer:.6g} {{unit}}"
+        return Said(
+            "You said {}; it was {}.".format(*(x.format(unit=self.unit.en) for x in says)),
+            "你的预测 {}；实际 {}。".format(*(x.format(unit=self.unit.zh) for x in says)),
+        )
+
+    def check(self, guess: float) -> None:
+        """Refuse a guess that cannot be the answer, with the reason."""
+        if self.low is not None and self.high is not None and not self.low <= guess <= self.high:
+            rule = f"the answer is in {self.unit.en} and lies between {self.low:g} and {self.high:g}"
+            raise InputError("guess", guess, rule)
 
 
 @dataclass(frozen=True)
@@ -80,6 +127,32 @@ class Lesson:
     formula: Formula
     card: Card
     texts: Texts
+
+    def code(self) -> list[Excerpt]:
+        """The lines of code that the lesson shows, read from their files."""
+        tables = self.texts.content.get("code", [])
+        return [
+            excerpt(
+                str(table.get("of", "")),
+                self.texts.path.parent,
+                self.texts.text_of(table.get("caption"), "code.caption"),
+                table.get("from"),
+                table.get("to"),
+            )
+            for table in tables
+        ]
+
+    def filled_card(self, blanks: dict[str, Any]) -> Card:
+        """The card with its blanks filled, answers of the follow-up questions included."""
+        fill, card = self.texts.filled_text, self.card
+        follow_ups = tuple(
+            replace(x, answer=x.answer and fill(x.answer, "card.follow_ups", blanks)) for x in card.follow_ups
+        )
+        question, short, long = (
+            fill(text, f"card.{name}", blanks)
+            for name, text in (("question", card.question), ("short", card.short), ("long", card.long))
+        )
+        return Card(question, short, long, follow_ups)
 
 
 @dataclass(frozen=True)
@@ -106,17 +179,28 @@ def read_lesson(folder: Path) -> Lesson:
         raise InputError("id", id_, f"the folder {folder.name} must be named by it, as {id_.lower()}_subject")
     if formula.get("match") not in get_args(Class):
         raise InputError("formula.match", formula.get("match"), "must be X, V or T", get_args(Class))
-    follow_ups = range(len(texts.table("card", "follow_ups")))
     card = Card(
         texts.plain("card", "question"),
         texts.plain("card", "short"),
         texts.plain("card", "long"),
-        tuple(texts.item("card", "follow_ups", index=i) for i in follow_ups),
+        tuple(_follow_up(texts, table) for table in texts.table("card", "follow_ups")),
     )
     said = (texts.plain(name) for name in ("title", "topic", "question", "kills"))
-    contract: dict[str, Any] = {name: unwrap(value) for name, value in formula.items()}
+    symbols = {name: texts.text_of(t, "formula.symbols") for name, t in formula.get("symbols", {}).items()}
+    contract: dict[str, Any] = {
+        name: unwrap(formula[name]) for name in ("id", "text", "match", "source") if name in formula
+    }
     title, topic, question, kills = said
-    return Lesson(id_, title, topic, question, kills, Formula(**contract), card, texts)
+    return Lesson(id_, title, topic, question, kills, Formula(**contract, symbols=symbols), card, texts)
+
+
+def _follow_up(texts: Texts, table: dict[str, Any]) -> FollowUp:
+    where = "card.follow_ups"
+    answer, lesson_id = table.get("answer"), table.get("lesson")
+    if lesson_id is not None and lesson_id not in LESSONS:
+        raise InputError(f"{where}.lesson", lesson_id, "unknown lesson", list(LESSONS))
+    said = texts.text_of(answer, f"{where}.answer") if answer is not None else None
+    return FollowUp(texts.text_of(table, where), said, lesson_id)
 
 
 @cache
@@ -148,33 +232,3 @@ def lesson(
     text = read_lesson(Path(inspect.getfile(function)).resolve().parent)
     REGISTRY[text.id] = TaughtLesson(text.id, function, text.title, backend, hardware, text)
     return function
-
-
-def teaching_plan(taught: Lesson) -> list[tuple[str, Said]]:
-    """Fifty minutes: (minutes, what happens)."""
-    formula, run = taught.formula.text, f"glass run {taught.id}"
-    question, kills, card = taught.question, taught.kills, taught.card.question
-    return [
-        ("0-5", Said(f"Ask: {question.en} Nobody answers aloud.", f"提问：{question.zh} 先不要说出答案。")),
-        (
-            "5-10",
-            Said(
-                "Everyone writes a number and opens the report with it.",
-                "每人写下一个数字，带着它打开报告。",
-            ),
-        ),
-        ("10-15", Said(f"Run it in front of the class: {run}", f"当堂运行：{run}")),
-        (
-            "15-28",
-            Said(
-                "Timeline and figures: find where the time or the bytes went; change one option.",
-                "看时间线与图：找出时间或字节去了哪里；改一个选项。",
-            ),
-        ),
-        (
-            "28-36",
-            Said(f"Ledger: derive {formula} and find the row.", f"账本：推导 {formula}，找到对应的一行。"),
-        ),
-        ("36-42", Said(f"Kill the misconception: {kills.en}", f"破除误解：{kills.zh}")),
-        ("42-50", Said(f"In pairs, the interview card: {card.en}", f"两人一组练习面试卡：{card.zh}")),
-    ]

@@ -14,6 +14,7 @@ characters it is read as nothing. A blank that itself is said in two languages t
 
 from __future__ import annotations
 
+import re
 import tomllib
 import unicodedata
 from collections.abc import Iterable
@@ -75,11 +76,7 @@ class Texts:
 
     def plain(self, *names: str) -> Said:
         """The text under these names, which has no blanks."""
-        return self._both(self.table(*names), ".".join(names))
-
-    def item(self, *names: str, index: int) -> Said:
-        """One text of a list, which has no blanks."""
-        return self._both(self.table(*names)[index], ".".join(names))
+        return self.text_of(self.table(*names), ".".join(names))
 
     def filled(self, *names: str, blanks: dict[str, Any]) -> Said:
         """A text with its blanks filled.
@@ -87,7 +84,14 @@ class Texts:
         Raises:
             InputError: the text has a blank that was given no value.
         """
-        where, text = ".".join(names), self.plain(*names)
+        return self.filled_text(self.plain(*names), ".".join(names), blanks)
+
+    def filled_text(self, text: Said, where: str, blanks: dict[str, Any]) -> Said:
+        """A text of this file with its blanks filled.
+
+        Raises:
+            InputError: the text has a blank that was given no value; `where` names the text.
+        """
         try:
             return Said(*(text.in_(lang).format_map(_in(lang, blanks)) for lang in LANGUAGES))
         except KeyError as missing:
@@ -98,10 +102,15 @@ class Texts:
     def points(self, blanks: dict[str, Any]) -> list[Said]:
         """What a good explanation says, for the reader to tick off."""
         points = self.table("explain").get("points", [])
-        texts = [self._both(point, "explain.points") for point in points]
-        return [Said(*(t.in_(lang).format_map(_in(lang, blanks)) for lang in LANGUAGES)) for t in texts]
+        texts = [self.text_of(point, "explain.points") for point in points]
+        return [self.filled_text(text, "explain.points", blanks) for text in texts]
 
-    def _both(self, table: Any, where: str) -> Said:
+    def text_of(self, table: Any, where: str) -> Said:
+        """The text that a table of this file holds as `en` and `zh`.
+
+        Raises:
+            InputError: it holds none, or in one language only; `where` names it.
+        """
         if not isinstance(table, dict) or any(not isinstance(table.get(lang), str) for lang in LANGUAGES):
             raise InputError(where, table, f"must be a text with en and zh in {self.path}")
         return Said(*(unwrap(table[lang]) for lang in LANGUAGES))
@@ -125,6 +134,20 @@ def _is_wide(character: str) -> bool:
     English.
     """
     return unicodedata.east_asian_width(character) in "WF" or character in "“”‘’…"
+
+
+BLANK = re.compile(r"\{(\w+)[^{}]*\}")  # of a text, by the name of what fills it
+
+
+def blanks_of(text: Said) -> set[str]:
+    """The names of the blanks that a text has in either language."""
+    return {name for lang in LANGUAGES for name in BLANK.findall(text.in_(lang))}
+
+
+def left_open(text: Said) -> Said:
+    """A text before a run: every blank is an ellipsis, a doubled brace is one."""
+    shown = (BLANK.sub("…", text.in_(lang).replace("{{", "\0").replace("}}", "\1")) for lang in LANGUAGES)
+    return Said(*(t.replace("\0", "{").replace("\1", "}") for t in shown))
 
 
 def listed(values: Iterable[object]) -> Said:

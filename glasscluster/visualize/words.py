@@ -263,6 +263,28 @@ CATALOGUE: dict[str, Said] = {
         "你的预测 {guess} {unit}；实际 {answer} {unit}（{ratio}）。",
     ),
     "not_a_number": Said("That is not a number.", "这不是一个数字。"),
+    "out_of_range": Said(
+        "{guess} {unit} cannot be: the answer is in {unit} and lies between {low} and {high}.",
+        "不可能是 {guess} {unit}：答案以 {unit} 为单位，介于 {low} 与 {high} 之间。",
+    ),
+    "see_lesson": Said("The lesson that answers it:", "解答这个问题的一课："),
+    "in_code": Said("In code", "代码"),
+    "in_code_about": Said("The lines that ran, from this package:", "本次运行过的代码，取自本软件包："),
+    "formula_number": Said(
+        "Eq numbers are those of docs/formulas.md.", "Eq 的编号见 docs/formulas.md（公式表）。"
+    ),
+    "match_x": Said(
+        "X, exact: whole numbers or bits equal what the run counted.",
+        "X，精确：整数或比特与运行中的计数相等。",
+    ),
+    "match_v": Said(
+        "V, virtual: equal in simulated time to 1e-9, under the formula's assumptions.",
+        "V，虚拟时间：在公式的假设下，与模拟时间相差不超过 1e-9。",
+    ),
+    "match_t": Said(
+        "T, statistical: within the tolerance that the row states.", "T，统计：在该行给出的容差之内。"
+    ),
+    "sources": Said("Sources", "来源"),
     "what_ran": Said("Run and see", "运行与观察"),
     "check": Said("Check", "核对"),
     "explain": Said("Explain", "解释"),
@@ -366,6 +388,10 @@ CATALOGUE: dict[str, Said] = {
         "{gpus} 个 rank 训练 {steps} 步，损失从 {first:.4f} 到 {last:.4f}。",
     ),
     "told_time": Said(
+        "A step takes {step:.4g} ms on {hardware}; {exposed:.4g} ms of communication is waited for.",
+        "在 {hardware} 上一步需 {step:.4g} ms，等待通信 {exposed:.4g} ms。",
+    ),
+    "told_time_of_a_pipeline": Said(
         "A step takes {step:.4g} ms on {hardware}; {bubble:.1%} of it is bubble and {exposed:.4g} ms of "
         "communication is waited for.",
         "在 {hardware} 上一步需 {step:.4g} ms，气泡占 {bubble:.1%}，等待通信 {exposed:.4g} ms。",

@@ -17,6 +17,8 @@ class RunRequest(Request):
     hardware: str | None = Field(None, description="virtual clock [default: the scenario's]")
     timeout: Seconds | None = Field(None, description="of one operation, as 30s")
     out: str | None = Field(None, description="folder to write to [default: runs/NAME-N]")
+    guess: float | None = Field(None, description="of a lesson: your prediction; then the answer is shown")
+    answer: bool = Field(False, description="of a lesson: show what was found, why, the card and the code")
 
 
 class LessonsRequest(Request):
@@ -24,7 +26,9 @@ class LessonsRequest(Request):
 
     plan: str | None = Field(None, description="the 50-minute plan of a lesson, for a teacher")
     new: str | None = Field(None, description="write the skeleton of a lesson, such as c8_my_subject")
-    out: str = Field(".", description="the folder that --new writes it in")
+    out: str = Field(
+        ".", description="the folder that --new writes it in; FILE.html with --plan: a page to print"
+    )
 
 
 class GalleryRequest(Request):

@@ -16,11 +16,12 @@ from typing import Any
 
 from glasscluster.base.files import write_text
 from glasscluster.base.rows import tally
+from glasscluster.base.sources import Paper, cited, papers
 from glasscluster.base.text import LANGUAGES, Said
 from glasscluster.visualize.figures import ledger
 from glasscluster.visualize.figures.palette import KINDS
 from glasscluster.visualize.page.chapters import chapter_contents, packed_graph, page_figures, plain, views
-from glasscluster.visualize.page.report import Report
+from glasscluster.visualize.page.report import LessonPage, Report
 from glasscluster.visualize.words import CATALOGUE, word
 
 PLOTLY = "plotly-basic-4.1.1.min.js"
@@ -30,7 +31,7 @@ ENGINE: tuple[str, ...] = ("packed.js", "order.js", "graph.js", "hardware.js", "
 ENGINE += ("idle.js", "bars.js", "timeline.js", "replay.js", "trace.js", "bar_arrays.js")
 SCRIPTS = (*ENGINE, "canvas.js", "timeline_tab.js", "report.js")
 PAGE_WORDS: tuple[str, ...] = ("show_table", "hide_table", "table_cut", "you_said", "not_a_number", "drawn")
-PAGE_WORDS += ("follows", "whatif_idle", "whatif_says", "whatif_shared")
+PAGE_WORDS += ("out_of_range", "follows", "whatif_idle", "whatif_says", "whatif_shared")
 PAGE_WORDS += ("rank", "opt", "to_rank", "launched", "from_to", "length", "axis", "cause", "events")
 PAGE_WORDS += ("messages_of", "forward", "backward", "weight", "recompute", "optimizer", "other")
 PAGE_WORDS += ("collective", "p2p", "host", "bubble")
@@ -86,6 +87,28 @@ def _json(content: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
+def _asked(lesson: LessonPage) -> dict[str, Any]:
+    """What the page judges a prediction by."""
+    unit = {"en": lesson.unit.en, "zh": lesson.unit.zh}
+    return {"answer": lesson.answer, "unit": unit, "low": lesson.low, "high": lesson.high}
+
+
+def titled(source: str) -> str:
+    """A source as HTML: every arXiv number in it says its paper's authors and title on hover."""
+    known, text = papers(), escape(source)
+    for id_ in cited(source):
+        if id_ in known:
+            text = text.replace(id_, f'<abbr title="{escape(known[id_].said)}">{id_}</abbr>')
+    return text
+
+
+def cited_papers(report: Report) -> list[Paper]:
+    """The papers whose arXiv numbers the lesson's formula and rows cite."""
+    sources = [report.lesson.formula.source] if report.lesson else []
+    ids = dict.fromkeys(i for text in sources + [r.source for r in report.checks] for i in cited(text))
+    return [papers()[id_] for id_ in ids if id_ in papers()]
+
+
 def render(report: Report) -> str:
     """The whole page as text."""
     import jinja2
@@ -97,6 +120,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["cited"] = titled
     templates = files("glasscluster.visualize") / "templates"
     style = (templates / "report.css").read_text(encoding="utf-8")
     figures = page_figures(report)
@@ -109,7 +133,7 @@ def render(report: Report) -> str:
         "palette": {k: vars(look) for k, look in KINDS.items()},
         "ledger": ledger_csv(report),
         "words": {k: {"en": CATALOGUE[k].en, "zh": CATALOGUE[k].zh} for k in PAGE_WORDS},
-        "lesson": report.lesson and {"answer": report.lesson.answer, "unit": report.lesson.unit},
+        "lesson": report.lesson and _asked(report.lesson),
     }
     hardware = list(dict.fromkeys(h for c in report.chapters for h in c.timelines))
     first = report.chapters[0].run if report.chapters else None
@@ -121,6 +145,7 @@ def render(report: Report) -> str:
             key == "table_hfu" for c in chapters for t in c["timelines"] for key, _ in t["summary"]
         ),
         own=ledger.lines(report.checks),
+        papers=cited_papers(report),
         counts=tally(report.all_checks()).said,
         total=len(report.all_checks()),
         tabs=TABS,

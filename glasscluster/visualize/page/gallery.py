@@ -15,12 +15,12 @@ from glasscluster.visualize.words import CATALOGUE, GLOSSARY
 
 @dataclass(frozen=True)
 class GalleryCard:
-    """A report in the gallery. `link` is relative to the index."""
+    """A report in the gallery. It shows the question and not the answer. `link` is relative to the index."""
 
     id: str
     title: Said
     topic: Said
-    finding: Said
+    question: Said
     status: Status
     counts: Said  # how many rows held, failed, were not applicable
     thumbnail: str  # SVG made by visualize.thumbnail

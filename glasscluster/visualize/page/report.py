@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.rows import NO_CHECKS, Row, status
 from glasscluster.base.text import Said
+from glasscluster.visualize.page.code import highlighted
 
 if TYPE_CHECKING:
     from glasscluster.sim.run import Run
@@ -47,23 +49,66 @@ class StoryStep:
 
 
 @dataclass(frozen=True)
+class FormulaShown:
+    """A lesson's formula: its number, its text, its match class, its source, and what each symbol means."""
+
+    id: str
+    text: str
+    match: str
+    source: str
+    symbols: dict[str, Said] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FollowUpShown:
+    """What is asked next; its answer, or the lesson that has it with its title."""
+
+    question: Said
+    answer: Said | None
+    lesson: str | None
+    title: Said | None
+
+
+@dataclass(frozen=True)
+class CodeShown:
+    """Lines of a file, `first` to `last` from 1, that ran in the lesson; `path` is how people find it."""
+
+    path: str
+    first: int
+    last: int
+    file: Path
+    caption: Said
+
+    @property
+    def html(self) -> str:
+        """The lines, highlighted."""
+        return highlighted(self.file.read_text(encoding="utf-8"), self.first, self.last)
+
+
+@dataclass(frozen=True)
 class LessonPage:
-    """A lesson around its run: question, prediction, formula, misconception, explanation, card."""
+    """A lesson around its run: question, prediction, formula, misconception, explanation, card, code.
+
+    `low`, `high`: between which numbers an answer can lie; None: anywhere.
+    """
 
     id: str
     question: Said
     prompt: Said
     answer: float
-    unit: str
-    formula: str
+    unit: Said
+    low: float | None
+    high: float | None
+    formula: FormulaShown
     kills: Said
     explanation: Said
     points: list[Said]  # what a good explanation says; shown beside the reader's own sentence
     card_question: Said
     card_short: Said
     card_long: Said
-    follow_ups: list[Said]
+    follow_ups: list[FollowUpShown]
     own: Said | None
+    code: list[CodeShown]
 
 
 @dataclass

@@ -247,12 +247,17 @@
       verdict.textContent = say("not_a_number");
       return null;
     }
-    const answer = data.lesson.answer;
+    const { answer, low, high } = data.lesson;
+    const unit = data.lesson.unit[state.lang];
+    if (low !== null && (guess < low || guess > high)) {
+      verdict.textContent = say("out_of_range", { guess, unit, low, high });
+      return null;
+    }
     const ratio =
       answer === 0 || guess === 0 ? (guess - answer).toPrecision(3) : "× " + (guess / answer).toPrecision(3);
     verdict.textContent = say("you_said", {
       guess: guess,
-      unit: data.lesson.unit,
+      unit: unit,
       answer: Number(answer.toPrecision(6)),
       ratio: ratio,
     });
