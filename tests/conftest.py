@@ -98,3 +98,20 @@ def visit(browser):
     yield open_page
     for page in opened:
         page.close()
+
+
+@pytest.fixture(scope="session")
+def labs():
+    """Each lesson, performed once on its default backend, with the lines that it shows watched."""
+    from lesson_rules import perform_watched
+
+    from glasscluster.scenarios.lesson import taught_lesson
+
+    made: dict[str, object] = {}
+
+    def perform_once(id_: str):
+        if id_ not in made:
+            made[id_] = perform_watched(taught_lesson(id_))
+        return made[id_]
+
+    return perform_once

@@ -49,20 +49,6 @@ CLASS = {"X": "exact", "V": "virtual", "T": "statistical"}
 
 
 @pytest.fixture(scope="module")
-def labs():
-    """Each lesson, performed once on its default backend."""
-    made: dict[str, Lab] = {}
-
-    def perform_once(id_: str) -> Lab:
-        if id_ not in made:
-            taught = taught_lesson(id_)
-            made[id_] = perform(taught, Lab(taught, taught.backend, taught.hardware), {})
-        return made[id_]
-
-    return perform_once
-
-
-@pytest.fixture(scope="module")
 def reports(labs, tmp_path_factory):
     """A lesson's report, written once."""
     home, made = tmp_path_factory.mktemp("lessons"), {}

@@ -29,6 +29,8 @@ def check_guess(chosen: Scenario, request: RunRequest) -> None:
     if request.guess is None or len(asked) != 1 or "range" not in asked[0]:
         return
     low, high = asked[0]["range"]
+    if isinstance(low, str) or isinstance(high, str):  # known when it has run
+        return
     if not low <= request.guess <= high:
         unit = asked[0].get("unit", {}).get("en")
         within = f"the answer lies between {low:g} and {high:g}" + (f" {unit}" if unit else "")
@@ -41,7 +43,8 @@ def show_question(lab: Any, guess: float | None) -> None:
     say("question", question)
     say("predict", asked.text)
     limits = f" {asked.low:g}…{asked.high:g}" if asked.low is not None else ""
-    print(f"({asked.unit.en} · {asked.unit.zh}{limits})\n")
+    unit = asked.unit.en if asked.unit.en == asked.unit.zh else f"{asked.unit.en} · {asked.unit.zh}"
+    print(f"({unit}{limits})\n")
     if guess is not None:
         both(asked.judged(guess))
         print()

@@ -379,7 +379,8 @@ class Lab:
         """Ask the reader for a number; the report shows nothing else until one is entered.
 
         In the text file the question may say `unit` in both languages, and `range = [low, high]`, between
-        which an answer can lie; a guess outside it is refused with the reason.
+        which an answer can lie; a guess outside it is refused with the reason. A bound may be the name of a
+        blank.
 
         Args:
             text: the question in both languages, or its key in the section `ask` of the text file.
@@ -392,7 +393,8 @@ class Lab:
             table = self._texts.table("ask", text)
             if "unit" in table:
                 units = self._texts.text_of(table["unit"], f"ask.{text}.unit")
-            low, high = table.get("range", (None, None))
+            bounds = (blanks[x] if isinstance(x, str) else x for x in table.get("range", (None, None)))
+            low, high = bounds
         self.prompt = Prediction(self._said("ask", text, blanks), float(answer), units, low, high)
 
     def explain(self, **blanks: Any) -> None:

@@ -4,8 +4,10 @@ A lesson's text.toml says what happens when, and names what the class looks at a
 
     [[plan]]
     minutes = "15-28"
-    en = "{figure:elements}: the lines are parallel. {option:n=4096}: ask what happens to {row:tiled}."
+    en = "{figure:elements}: ask why the lines are parallel. {option:n=4096}: what happens to {row:tiled}?"
     zh = "……"
+    wrong.en = "the wrong answer to expect"
+    wrong.zh = "……"
 
     {figure:KEY}         a figure of the lesson, by the key of its title in the section `text`
     {tab:NAME}           a tab of the report: story, timeline, memory, network, ledger, checks
@@ -43,17 +45,23 @@ def teaching_plan(taught: Lesson) -> list[tuple[str, Said]]:
     beats = taught.texts.content.get("plan")
     if beats is None:
         return _same_for_all(taught)
-    texts = [taught.texts.text_of(beat, "plan") for beat in beats]
-    return [
-        (beat["minutes"], Said(*(_resolved(taught, text.in_(lang), lang) for lang in LANGUAGES)))
-        for beat, text in zip(beats, texts, strict=True)
-    ]
+    return [(beat["minutes"], _beat(taught, beat)) for beat in beats]
 
 
 def names_in(text: str) -> Iterator[tuple[str, str]]:
     """(kind, name) of everything that a beat names in braces: ("figure", "elements")."""
     for found in NAMED.finditer(text):
         yield found[1], found[2]
+
+
+def _beat(taught: Lesson, beat: dict[str, Any]) -> Said:
+    """What one beat says, and the wrong answer to expect."""
+    text = taught.texts.text_of(beat, "plan")
+    said = Said(*(_resolved(taught, text.in_(lang), lang) for lang in LANGUAGES))
+    if "wrong" not in beat:
+        return said
+    wrong = taught.texts.text_of(beat["wrong"], "plan.wrong")
+    return Said(f"{said.en} Expect to hear: “{wrong.en}”", f"{said.zh}预计会听到：“{wrong.zh}”")
 
 
 def _resolved(taught: Lesson, text: str, lang: str) -> str:

@@ -124,19 +124,28 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     lab.row("gradcheck", 1, measured["checked"], "finite differences", unit="")
 
     ratio = last["post"][-1] / last["pre"][-1]
-    lab.ask("ratio", ratio, "×", layers=layers)
+    largest = {kind: largest_layer(measured["gradients"][kind, layers]) for kind in ("pre", "post")}
+    lab.row("largest_layer", 1, largest["pre"][0], "all of the stream's growth lies above it", unit="layer")
+    lab.ask("ratio", ratio, layers=layers)
     figures(lab, measured["gradients"], grown, last, depths)
-    first = {kind: measured["gradients"][kind, layers][0] for kind in KINDS}
     deepest = {kind: values[-1] for kind, values in last.items()}
-    lab.tell("last_layer", view="tab=story", last_post=deepest["post"], last_pre=deepest["pre"], ratio=ratio)
+    told: dict[str, Any] = {"last_post": deepest["post"], "last_pre": deepest["pre"], "root": layers**0.5}
+    lab.tell("last_layer", view="tab=story", ratio=ratio, **told)
     powers: dict[str, Any] = {"pre": power["pre"], "post": power["post"]}
     lab.tell("powers", view="tab=ledger", shallowest=shallow, deepest=layers, **powers)
-    ratios: dict[str, Any] = {f"ratio_{kind}": first[kind] / deepest[kind] for kind in ("post", "pre")}
-    lab.tell("first_over_last", view="tab=story", **ratios)
+    where: dict[str, Any] = {f"largest_{kind}": layer for kind, (layer, _) in largest.items()}
+    where |= {f"first_{kind}": over for kind, (_, over) in largest.items()}
+    lab.tell("where_largest", view="tab=story", **where)
+    lab.card(**where)
     lab.tell("rms_norm", view="tab=ledger", last_rms=deepest["pre, RMSNorm"], last_pre=deepest["pre"])
     lab.conclude(ratio=ratio, layers=layers)
     lab.explain()
     lab.own_number(ratio=ratio, layers=layers)
+
+
+def largest_layer(gradients: list[float]) -> tuple[int, float]:
+    """The layer whose gradient is largest, counted from 1, and that gradient over the last layer's."""
+    return 1 + gradients.index(max(gradients)), max(gradients) / gradients[-1]
 
 
 def figures(lab: Lab, gradients: Any, grown: Any, last: Any, depths: list[int]) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
+from glasscluster.scenarios.texts import listed
 from glasscluster.visualize.figures.plots import bars
 
 
@@ -22,23 +23,23 @@ def program(gpu: Any, lengths: list[int]) -> dict[str, Any]:
     return {"token_weighted": totals.tolist(), "mean_of_means": float(means)}
 
 
-LENGTHS = (2, 4, 8, 16)  # tokens of each rank
-
-
 @lesson
-def dp_equals_one_gpu(lab: Lab) -> None:
+def dp_equals_one_gpu(lab: Lab, longest: int = 16) -> None:
     """Four ranks with 2 to 16 tokens average whole-number gradients in two ways; then a GPT trains and is
     compared tensor by tensor.
     """
-    run = lab.run("averages", lab.text("two_ways"), program, list(LENGTHS), gpus=len(LENGTHS))
-    gradients = [i * (rank + 1) for rank, n in enumerate(LENGTHS) for i in range(1, n + 1)]
-    true = sum(gradients) / len(gradients)
+    lengths = sorted(max(longest // share, 1) for share in (1, 2, 4, 8))
+    run = lab.run("averages", lab.text("two_ways"), program, lengths, gpus=len(lengths))
+    of_ranks = [[i * (rank + 1) for i in range(1, n + 1)] for rank, n in enumerate(lengths)]
+    gradients = [g for of_rank in of_ranks for g in of_rank]
+    true, mean_of = sum(gradients) / len(gradients), [sum(x) / len(x) for x in of_ranks]
     total, count = run.results[0]["token_weighted"]
     means = run.results[0]["mean_of_means"]
     percent = 100 * (means / true - 1)
-    lab.ask("percent", percent, "%")
+    lab.ask("percent", percent, "%", tokens=listed(lengths), means=listed(f"{x:g}" for x in mean_of))
     lab.row("sum_over_all_tokens", sum(gradients), total, "Eq 13", unit="gradient")
-    lab.row("tokens_over_all_ranks", sum(LENGTHS), count, "Eq 13", unit="tokens")
+    lab.row("tokens_over_all_ranks", sum(lengths), count, "Eq 13", unit="tokens")
+    lab.row("mean_of_means", sum(mean_of) / len(mean_of), means, "Eq 13: equal counts only", unit="gradient")
     trained = lab.train("dp", lab.text("gpt"), dp=4, global_batch=8)
     difference = trained.comparison["max_rel_grad_diff"]
     lab.row("gpt_and_one_device", 0, difference, "Eq 13", unit="relative", tolerance=1e-10)
@@ -50,7 +51,9 @@ def dp_equals_one_gpu(lab: Lab) -> None:
 
     lab.figure("three_averages", three_averages)
     lab.tell("two_averages", loss=total / count, means=means)
+    weights = [len(gradients) / (len(lengths) * n) for n in lengths]
+    lab.tell("weights", short=weights[0], long=weights[-1])
     lab.tell("gpt", view="tab=checks&run=dp", difference=difference)
     lab.conclude(percent=percent)
-    lab.explain()
+    lab.explain(fewest=lengths[0], most=lengths[-1])
     lab.own_number(percent=percent)

@@ -22,19 +22,15 @@ def gpipe_bubble(lab: Lab, p: int = 4, m: int = 8, hidden: int = 128) -> None:
     one_f_one_b = lab.train("1f1b", lab.text("one_f_one_b"), schedule="1f1b", **shape)
     bubble = gpipe.timeline.bubble()
     share, ideal = bubble["bubble_fraction"], ideal_share(p, m)
-    lab.ask("idle_percent", 100 * share, "%", p=p, m=m)
+    (slow, hop), many = stages_of(gpipe.timeline, p, m), 4 * m
+    lab.ask("idle_percent", 100 * share, "%", p=p, m=m, slow=slow, hop=hop)
 
     # the two runs have rows of their own for Eq 20 with unequal stages; here it is on stages that are equal
-    lab.row(
-        "equal_stages_bubble",
-        ideal,
-        None,
-        "Eq 20: (p−1)/(m+p−1)",
-        simulated=share_of_equal_stages(lab, p, m),
-        unit="",
-        match="virtual",
-        tolerance=1e-9,
-    )
+    source, exactly = "Eq 20: (p−1)/(m+p−1)", 1e-9
+    for n in (m, many):
+        counted = share_of_equal_stages(lab, p, n)
+        row: dict[str, Any] = {"simulated": counted, "unit": "", "match": "virtual", "tolerance": exactly}
+        lab.row("equal_stages_bubble", ideal_share(p, n), None, source, **row, n=n)
 
     swept = [100 * share_of_a_gpt(lab, model, p, n) for n in SWEEP]
     theory = [100 * ideal_share(p, n) for n in SWEEP]
@@ -49,6 +45,8 @@ def gpipe_bubble(lab: Lab, p: int = 4, m: int = 8, hidden: int = 128) -> None:
     lab.tell(
         "bubble", view="tab=timeline&run=gpipe", p=p, m=m, share=share, over_useful=over_useful, ideal=ideal
     )
+    more: dict[str, Any] = {"many": many, "ideal_many": ideal_share(p, many)}
+    lab.tell("more_micro_batches", **more, share_many=share_of_a_gpt(lab, model, p, many))
     lab.tell(
         "one_f_one_b",
         view="tab=memory&run=1f1b",
@@ -58,7 +56,20 @@ def gpipe_bubble(lab: Lab, p: int = 4, m: int = 8, hidden: int = 128) -> None:
     )
     lab.conclude(share=share, ideal=ideal)
     lab.explain()
+    lab.card(**more, ideal=ideal, slow=slow)
     lab.own_number(p=p, m=m, share=share)
+
+
+def stages_of(timeline: Any, p: int, m: int) -> tuple[float, float]:
+    """Over the time of a micro-batch on a stage before the last: that on the last stage, and of a message.
+
+    The message is what Eq 20 leaves over; a row of the run holds it against the hardware's.
+    """
+    first, last = timeline.window
+    stages = timeline.useful() / m
+    others = float(stages[:-1].mean())
+    hop = (last - first - stages.sum() - (m - 1) * stages.max()) / (2 * (p - 1))
+    return float(stages[-1]) / others, float(hop) / others
 
 
 def ideal_share(p: int, m: int) -> float:
