@@ -6,6 +6,7 @@ stands in NOT_YET; it fails there as soon as it does, so that the lists only get
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +26,19 @@ from lesson_rules import (
     unexplained,
     watching,
 )
+from typer.testing import CliRunner
 
+from glasscluster import Cluster
 from glasscluster.base.errors import InputError
 from glasscluster.base.text import Said
+from glasscluster.commands.app import app
 from glasscluster.scenarios.in_code import excerpt
-from glasscluster.scenarios.lesson import LESSONS, find_lesson, read_lesson
+from glasscluster.scenarios.lesson import LESSONS, Prediction, find_lesson, read_lesson
 from glasscluster.scenarios.new_lesson import new_lesson
 from glasscluster.strategies.pipeline.schedules import gpipe
+from glasscluster.visualize.page.code import highlighted
+from glasscluster.visualize.page.gallery import GalleryCard, write_gallery
+from glasscluster.visualize.page.story import story_of
 
 NOT_YET: dict[str, str] = {
     "follow_ups": """
@@ -353,3 +360,120 @@ def test_a_new_lesson_follows_the_rules(tmp_path):
     taught = read_lesson(new_lesson("h2_my_subject", tmp_path))
     for rule, holds in FROM_TEXTS.items():
         assert not holds(taught), rule
+
+
+# ---- the answer stays closed -------------------------------------------------------------------------------
+def run(*words: str) -> Any:
+    return CliRunner().invoke(app, ["run", *words])
+
+
+def test_the_terminal_shows_the_question_and_keeps_the_answer_until_it_is_asked_for(tmp_path):
+    closed = run("B3", "--n", "256", "--out", str(tmp_path / "a"))
+    taught = find_lesson("B3")
+    assert taught.question.en in closed.stdout
+    assert "--guess NUMBER" in closed.stdout
+    assert "0.1…100" in closed.stdout
+    opened = run("B3", "--n", "256", "--guess", "4", "--out", str(tmp_path / "b"))
+    only_opened = ("You said 4", "less traffic", "log-sum-exp", "scores.amax", taught.card.question.en)
+    for said in only_opened:
+        assert said in opened.stdout
+        assert said not in closed.stdout
+    assert "algorithm.py:" in opened.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["B3", "--guess", "1000"], "between 0.1 and 100 times less"),
+        (["E4", "--guess", "-5"], "between 0 and 100"),
+        (["tour", "--guess", "3"], "asks nothing"),
+        (["tour", "--answer"], "asks nothing"),
+    ],
+)
+def test_a_guess_that_cannot_be_is_refused_before_anything_runs(words, rule):
+    refused = run(*words)
+    assert isinstance(refused.exception, InputError)
+    assert rule in str(refused.exception)
+
+
+def test_a_bound_may_be_a_blank_and_is_judged_when_it_is_known():
+    asked = Prediction(Said("", ""), 3.0, Said("layers", "层"), 1, 24)
+    assert asked.judged(4).en == "You said 4 layers; it was 3 layers."
+    with pytest.raises(InputError, match="between 1 and 24"):
+        asked.judged(25)
+
+
+def test_the_gallery_shows_the_question_and_not_what_was_found(tmp_path):
+    card = GalleryCard(
+        "B3",
+        Said("Title", "题"),
+        Said("a", "甲"),
+        Said("How much?", "多少？"),
+        "PASS",
+        Said("1", "1"),
+        "",
+        "x",
+    )
+    text = write_gallery([card], tmp_path).read_text(encoding="utf-8")
+    assert "How much?" in text
+    assert not hasattr(card, "finding")
+
+
+@pytest.mark.xdist_group("lesson B3")
+def test_the_page_says_what_its_marks_mean_and_escapes_its_code(labs, tmp_path):
+    page = labs("B3").write(tmp_path).read_text(encoding="utf-8")
+    for said in (
+        "Dao et al.: FlashAttention: Fast",
+        "X, exact",
+        "rows of a tile",
+        "一块的行数",
+        "glass run B2",
+    ):
+        assert said in page, said
+    assert '<i class="k">else</i>:' in page
+    assert '<i class="k">if</i> how.window' in page
+    assert highlighted('x = "<b>" # <i>\n', 1, 1) == (
+        'x = <i class="s">&quot;&lt;b&gt;&quot;</i> <i class="c"># &lt;i&gt;</i>'
+    )
+
+
+def test_a_plan_is_printed_with_what_it_names(tmp_path):
+    file = tmp_path / "plan.html"
+    done = CliRunner().invoke(app, ["lessons", "--plan", "b3", "--out", str(file), "--json"])
+    assert done.exit_code == 0, done.output
+    said = " ".join(beat["en"] for beat in json.loads(done.stdout)["plan"])
+    for named in (
+        "“Elements through slow memory”",
+        "“tiled, N = …”",
+        "glass run B3 --d 128",
+        "Expect to hear",
+    ):
+        assert named in said
+    assert "glass run B3 --d 128" in file.read_text(encoding="utf-8")
+    assert "{" not in said
+
+
+def test_no_bubble_is_told_where_nothing_is_pipelined():
+    alone, piped = (Cluster("classroom", n).run(lambda gpu: None) for n in (1, 2))
+    piped.info["plan"] = {"pp": 2}
+    told = [" ".join(step.text.en for step in story_of(x, x.timeline)) for x in (alone, piped)]
+    assert "bubble" not in told[0]
+    assert "bubble" in told[1]
+
+
+@pytest.mark.browser
+@pytest.mark.xdist_group("lesson B3")
+def test_the_page_refuses_a_guess_that_cannot_be(labs, tmp_path, visit):
+    page = visit(labs("B3").write(tmp_path), 1360)
+    page.fill("#guess", "30000")
+    page.press("#guess", "Enter")
+    assert "100" in page.inner_text("#verdict")
+    assert not page.is_visible(".card")
+    page.fill("#guess", "4")
+    page.press("#guess", "Enter")
+    assert page.is_visible(".card")
+    assert not page.is_visible(".follow-ups details p")
+    page.click(".follow-ups summary")
+    assert page.is_visible(".follow-ups details p")
+    assert page.is_visible("details.code pre")
+    assert page.problems == []

@@ -82,7 +82,7 @@ def show_lesson(lab: Any) -> None:
     console = Console(highlight=False)
     for shown in taught.code():
         print(f"\n{shown.caption.en} · {shown.caption.zh}\n{shown.path}:{shown.first}")
-        console.print(Syntax(shown.text, "python", line_numbers=True, start_line=shown.first, theme="bw"))
+        console.print(Syntax(shown.text, "python", line_numbers=True, start_line=shown.first, word_wrap=True))
     print()
 
 
