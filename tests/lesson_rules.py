@@ -141,8 +141,8 @@ def normal(word: str) -> str:
 def symbols(taught: Lesson) -> Complaints:
     """Every symbol of the formula is explained beside it, and stands in the glossary or in its Eq's entry."""
     formula, known = taught.formula, taught.formula.symbols
-    found = [f"symbol {s} is not explained" for s in unexplained(formula.text, set(known))]
-    numbers = [int(n) for n in re.findall(r"Eq (\d+)", formula.id + " " + formula.text)]
+    found = [f"symbol {s} is not explained" for s in unexplained(formula.text.en, set(known))]
+    numbers = [int(n) for n in re.findall(r"Eq (\d+)", formula.id + " " + formula.text.en)]
     if numbers:
         in_glossary = glossary(numbers)
         found += [

@@ -32,8 +32,9 @@ from glasscluster import Cluster
 from glasscluster.base.errors import InputError
 from glasscluster.base.text import Said
 from glasscluster.commands.app import app
+from glasscluster.scenarios.beats import Prediction
 from glasscluster.scenarios.in_code import excerpt
-from glasscluster.scenarios.lesson import LESSONS, Prediction, find_lesson, read_lesson
+from glasscluster.scenarios.lesson import LESSONS, find_lesson, read_lesson
 from glasscluster.scenarios.new_lesson import new_lesson
 from glasscluster.strategies.pipeline.schedules import gpipe
 from glasscluster.visualize.page.code import highlighted
@@ -208,7 +209,7 @@ def broken(id_: str, change: Any) -> Any:
         replace(asked, answer=asked.answer if "answer" in table else None, lesson=table.get("lesson"))
         for asked, table in zip(taught.card.follow_ups, content["card"]["follow_ups"], strict=True)
     )
-    formula = replace(taught.formula, text=content["formula"]["text"])
+    formula = replace(taught.formula, text=Said(**content["formula"]["text"]))
     return replace(taught, texts=texts, formula=formula, card=replace(taught.card, follow_ups=follow_ups))
 
 
@@ -245,7 +246,7 @@ def code_too_long(content: dict[str, Any]) -> None:
 
 
 def symbol_unexplained(content: dict[str, Any]) -> None:
-    content["formula"]["text"] += " + αM"
+    content["formula"]["text"]["en"] += " + αM"
 
 
 def plan_with_a_gap(content: dict[str, Any]) -> None:

@@ -143,11 +143,11 @@ def test_norms_in_each_other_s_place_fail_a5(monkeypatch):
     )
     found = failed("A5", layers=16, h=32)
     assert {
-        f"{kind}: power of L in the last MLP's gradient" for kind in ("pre", "pre, RMSNorm", "post")
+        f"{kind}: power of L in the last MLP's gradient" for kind in ("Pre-LN", "Pre-RMSNorm", "Post-LN")
     } <= found
     assert {
-        "pre: residual stream after 16 layers over that after 4",
-        "post: residual stream after 16 layers",
+        "Pre-LN: residual stream after 16 layers over that after 4",
+        "Post-LN: residual stream after 16 layers",
     } <= found
     assert "largest difference of RMSNorm, output and gradients, from torch's" in found
 

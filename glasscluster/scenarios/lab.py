@@ -27,11 +27,11 @@ from typing import Any
 from glasscluster.base.errors import GlassError, InputError
 from glasscluster.base.rows import NO_CHECKS, NOT_COUNTED, Match, Row, Status, judged, status, tally
 from glasscluster.base.text import Said, counted
+from glasscluster.scenarios.beats import Card, FollowUp, Prediction
 from glasscluster.scenarios.jobs.folders import rewriting, write_ledger, write_run_json
 from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.sources import check_data
 from glasscluster.scenarios.jobs.training import train
-from glasscluster.scenarios.lesson import Card, FollowUp, Lesson, Prediction, find_lesson
 from glasscluster.scenarios.scenario import Scenario, scenario
 from glasscluster.scenarios.texts import Text, Texts, said
 from glasscluster.sim.run import Cluster
@@ -530,7 +530,7 @@ class Lab:
         )
 
     @property
-    def _lesson(self) -> Lesson:
+    def _lesson(self) -> Any:
         if self.scenario.lesson is None:
             raise InputError("lesson", self.scenario.name, "is a scenario, and has no card")
         return self.scenario.lesson
@@ -541,7 +541,8 @@ class Lab:
         Raises:
             InputError: a blank got no value, neither by `card` nor by `own_number`.
         """
-        return self._lesson.filled_card(self.card_values)
+        card: Card = self._lesson.filled_card(self.card_values)
+        return card
 
     def misconception(self) -> Said:
         """The lesson's misconception with the numbers of this run."""
@@ -549,7 +550,7 @@ class Lab:
 
     def _answer(self, asked: FollowUp) -> tuple[Said | None, str | None, Said | None]:
         """The answer to a follow-up question; or the lesson that has it, and that lesson's title."""
-        title = find_lesson(asked.lesson).title if asked.lesson else None
+        title = self._lesson.title_of(asked.lesson) if asked.lesson else None
         return asked.answer, asked.lesson, title
 
     def _story_steps(self) -> list[Any]:

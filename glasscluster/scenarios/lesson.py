@@ -22,10 +22,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.text import Said
+from glasscluster.scenarios.beats import Card, Class, FollowUp, Formula
 from glasscluster.scenarios.in_code import Excerpt, excerpt
 from glasscluster.scenarios.scenario import REGISTRY, Scenario
 from glasscluster.scenarios.texts import Texts, unwrap
@@ -47,72 +48,6 @@ def lessons_in(home: Path) -> dict[str, Path]:
 
 
 LESSONS: dict[str, Path] = lessons_in(HOME)
-Class = Literal["X", "V", "T"]
-
-
-@dataclass(frozen=True)
-class Formula:
-    """A row of the formula contract: id, the formula as text, its match class and its source.
-
-    `symbols`: what each symbol of the text means, by the symbol.
-    """
-
-    id: str
-    text: str
-    match: Class
-    source: str
-    symbols: dict[str, Said]
-
-
-@dataclass(frozen=True)
-class FollowUp:
-    """What is asked next, with its answer, or with the id of the lesson that answers it."""
-
-    question: Said
-    answer: Said | None = None
-    lesson: str | None = None
-
-
-@dataclass(frozen=True)
-class Card:
-    """The interview card. Its texts may have blanks, which `lab.card` and `lab.own_number` fill."""
-
-    question: Said
-    short: Said  # the 30-second answer
-    long: Said  # the 2-minute answer
-    follow_ups: tuple[FollowUp, ...]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the reader is asked to predict: the question, the right number, its unit, and between which numbers
-    an answer can lie (None: anywhere).
-    """
-
-    text: Said
-    answer: float
-    unit: Said
-    low: float | None = None
-    high: float | None = None
-
-    def judged(self, guess: float) -> Said:
-        """What a guess is told.
-
-        Raises:
-            InputError: it is outside what the answer can be.
-        """
-        self.check(guess)
-        says = f"{guess:.6g} {{unit}}", f"{self.answer:.6g} {{unit}}"
-        return Said(
-            "You said {}; it was {}.".format(*(x.format(unit=self.unit.en) for x in says)),
-            "你的预测 {}；实际 {}。".format(*(x.format(unit=self.unit.zh) for x in says)),
-        )
-
-    def check(self, guess: float) -> None:
-        """Refuse a guess that cannot be the answer, with the reason."""
-        if self.low is not None and self.high is not None and not self.low <= guess <= self.high:
-            rule = f"the answer is in {self.unit.en} and lies between {self.low:g} and {self.high:g}"
-            raise InputError("guess", guess, rule)
 
 
 @dataclass(frozen=True)
@@ -141,6 +76,10 @@ class Lesson:
             )
             for table in tables
         ]
+
+    def title_of(self, id_: str) -> Said:
+        """The title of the lesson that answers one of the follow-up questions."""
+        return find_lesson(id_).title
 
     def filled_card(self, blanks: dict[str, Any]) -> Card:
         """The card with its blanks filled, answers of the follow-up questions included."""
@@ -187,11 +126,13 @@ def read_lesson(folder: Path) -> Lesson:
     )
     said = (texts.plain(name) for name in ("title", "topic", "question", "kills"))
     symbols = {name: texts.text_of(t, "formula.symbols") for name, t in formula.get("symbols", {}).items()}
-    contract: dict[str, Any] = {
-        name: unwrap(formula[name]) for name in ("id", "text", "match", "source") if name in formula
-    }
+    text = texts.plain("formula", "text") if isinstance(formula.get("text"), dict) else None
+    if text is None:  # symbols alone, the same in both languages
+        text = Said(*[unwrap(texts.table("formula", "text"))] * 2)
+    contract: dict[str, Any] = {name: texts.table("formula", name) for name in ("id", "match", "source")}
+    contract |= {"text": text, "source": unwrap(contract["source"]), "symbols": symbols}
     title, topic, question, kills = said
-    return Lesson(id_, title, topic, question, kills, Formula(**contract, symbols=symbols), card, texts)
+    return Lesson(id_, title, topic, question, kills, Formula(**contract), card, texts)
 
 
 def _follow_up(texts: Texts, table: dict[str, Any]) -> FollowUp:

@@ -112,7 +112,9 @@ def _same_for_all(taught: Lesson) -> list[tuple[str, Said]]:
         ),
         (
             "28-36",
-            Said(f"Ledger: derive {formula} and find the row.", f"账本：推导 {formula}，找到对应的一行。"),
+            Said(
+                f"Ledger: derive {formula.en} and find the row.", f"账本：推导 {formula.zh}，找到对应的一行。"
+            ),
         ),
         ("36-42", Said(f"The misconception: {kills.en}", f"常见误区：{kills.zh}")),
         ("42-50", Said(f"In pairs, the interview card: {card.en}", f"两人一组练习面试卡：{card.zh}")),

@@ -420,6 +420,7 @@ UNITS = {
     "ranks": "个 rank",
     "steps": "步",
     "layers": "层",
+    "layer": "层",
     "elements": "元素",
     "parameters": "参数",
     "messages": "消息",

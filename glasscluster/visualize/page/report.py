@@ -53,7 +53,7 @@ class FormulaShown:
     """A lesson's formula: its number, its text, its match class, its source, and what each symbol means."""
 
     id: str
-    text: str
+    text: Said
     match: str
     source: str
     symbols: dict[str, Said] = field(default_factory=dict)

@@ -112,7 +112,16 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     # ratios, are 2/√2 and 2·√2.
     chance: dict[str, Any] = {"match": "statistical"}
     for kind, expected in (("pre", -0.5), ("pre, RMSNorm", -0.5), ("post", 0.0)):
-        lab.row("power_of_depth", expected, power[kind], "Eq 5", unit="", **chance, tolerance=0.2, kind=kind)
+        lab.row(
+            "power_of_depth",
+            expected,
+            power[kind],
+            "Eq 5",
+            unit="",
+            **chance,
+            tolerance=0.2,
+            kind=lab.text(WORDS[kind]),
+        )
     depth: dict[str, Any] = {"layers": layers, "shallow": shallow}
     lab.row(
         "pre_stream", 2, growth, "variances of branches add: √4", unit="×", **chance, tolerance=0.3, **depth
@@ -125,7 +134,9 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
 
     ratio = last["post"][-1] / last["pre"][-1]
     largest = {kind: largest_layer(measured["gradients"][kind, layers]) for kind in ("pre", "post")}
-    lab.row("largest_layer", 1, largest["pre"][0], "all of the stream's growth lies above it", unit="layer")
+    lab.row(
+        "largest_layer", 1, largest["pre"][0], "nothing of the stream lies below it", unit="layer", **chance
+    )
     lab.ask("ratio", ratio, layers=layers)
     figures(lab, measured["gradients"], grown, last, depths)
     deepest = {kind: values[-1] for kind, values in last.items()}
