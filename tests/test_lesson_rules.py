@@ -289,6 +289,22 @@ def test_each_rule_fails_a_lesson_that_breaks_it(rule, change):
     assert FROM_TEXTS[rule](broken("B3", change))
 
 
+def test_a_constant_with_its_source_may_be_typed_in_and_without_one_may_not():
+    def constant(content: dict[str, Any], **source: str) -> None:
+        typed_number(content)
+        content["constants"] = [{"value": "3.88", **source}]
+
+    assert not FROM_TEXTS["numbers"](broken("B3", lambda c: constant(c, source="2205.14135, table 1")))
+    assert FROM_TEXTS["numbers"](broken("B3", constant))
+
+
+def test_a_paper_without_a_title_is_found(tmp_path):
+    folder = new_lesson("h3_no_title", tmp_path)
+    text = (folder / "text.toml").read_text(encoding="utf-8")
+    (folder / "text.toml").write_text(text.replace("Patarasuk-Yuan 2009", "2301.99999"), encoding="utf-8")
+    assert FROM_TEXTS["sources"](read_lesson(folder)) == ["2301.99999 has no title in base/sources.toml"]
+
+
 @pytest.mark.xdist_group("lesson B3")
 def test_each_rule_of_a_run_fails_a_run_that_breaks_it(labs):
     taught, lab = find_lesson("B3"), labs("B3")
