@@ -24,29 +24,33 @@ def check_guess(chosen: Scenario, request: RunRequest) -> None:
     taught: Any = getattr(chosen, "lesson", None)
     if taught is None:
         field = "guess" if request.guess is not None else "answer"
-        raise InputError(field, request.guess or True, f"{chosen.name} is no lesson, and asks nothing")
-    asked = list(taught.texts.content.get("ask", {}).values())
-    if request.guess is None or len(asked) != 1 or "range" not in asked[0]:
+        raise InputError(
+            field,
+            True if request.guess is None else request.guess,
+            f"{chosen.name} is no lesson, and asks nothing",
+        )
+    prompts = list(taught.texts.content.get("ask", {}).values())
+    if request.guess is None or len(prompts) != 1 or "range" not in prompts[0]:
         return
-    low, high = asked[0]["range"]
+    low, high = prompts[0]["range"]
     if isinstance(low, str) or isinstance(high, str):  # known when it has run
         return
     if not low <= request.guess <= high:
-        unit = asked[0].get("unit", {}).get("en")
+        unit = prompts[0].get("unit", {}).get("en")
         within = f"the answer lies between {low:g} and {high:g}" + (f" {unit}" if unit else "")
         raise InputError("guess", request.guess, within)
 
 
 def show_question(lab: Any, guess: float | None) -> None:
     """The question and what to predict; with a guess, how far it was off."""
-    question, asked = lab.scenario.lesson.question, lab.prompt
+    question, prompt = lab.scenario.lesson.question, lab.prompt
     say("question", question)
-    say("predict", asked.text)
-    limits = f" {asked.low:g}…{asked.high:g}" if asked.low is not None else ""
-    unit = asked.unit.en if asked.unit.en == asked.unit.zh else f"{asked.unit.en} · {asked.unit.zh}"
+    say("predict", prompt.text)
+    limits = f" {prompt.low:g}…{prompt.high:g}" if prompt.low is not None else ""
+    unit = prompt.unit.en if prompt.unit.en == prompt.unit.zh else f"{prompt.unit.en} · {prompt.unit.zh}"
     print(f"({unit}{limits})\n")
     if guess is not None:
-        both(asked.judged(guess))
+        both(prompt.judged(guess))
         print()
 
 
@@ -73,12 +77,12 @@ def show_lesson(lab: Any) -> None:
     if lab.own:
         say("own_number", lab.own)
     head("follow_ups")
-    for asked in card.follow_ups:
-        both(asked.question, "- ")
-        if asked.answer:
-            both(asked.answer, "  ")
-        if asked.lesson:
-            print(f"  glass run {asked.lesson}")
+    for follow_up in card.follow_ups:
+        both(follow_up.question, "- ")
+        if follow_up.answer:
+            both(follow_up.answer, "  ")
+        if follow_up.lesson:
+            print(f"  glass run {follow_up.lesson}")
     console = Console(highlight=False)
     for shown in taught.code():
         print(f"\n{shown.caption.en} · {shown.caption.zh}\n{shown.path}:{shown.first}")

@@ -548,10 +548,10 @@ class Lab:
         """The lesson's misconception with the numbers of this run."""
         return self._texts.filled("kills", blanks=self.card_values)
 
-    def _answer(self, asked: FollowUp) -> tuple[Said | None, str | None, Said | None]:
+    def _answer(self, question: FollowUp) -> tuple[Said | None, str | None, Said | None]:
         """The answer to a follow-up question; or the lesson that has it, and that lesson's title."""
-        title = self._lesson.title_of(asked.lesson) if asked.lesson else None
-        return asked.answer, asked.lesson, title
+        title = self._lesson.title_of(question.lesson) if question.lesson else None
+        return question.answer, question.lesson, title
 
     def _story_steps(self) -> list[Any]:
         """The scenario's own sentences; when they are few, what can be said of any run is added, from its

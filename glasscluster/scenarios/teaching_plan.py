@@ -50,8 +50,8 @@ def teaching_plan(taught: Lesson) -> list[tuple[str, Said]]:
 
 def names_in(text: str) -> Iterator[tuple[str, str]]:
     """(kind, name) of everything that a beat names in braces: ("figure", "elements")."""
-    for found in NAMED.finditer(text):
-        yield found[1], found[2]
+    for named in NAMED.finditer(text):
+        yield named[1], named[2]
 
 
 def _beat(taught: Lesson, beat: dict[str, Any]) -> Said:

@@ -140,8 +140,8 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     lab.ask("ratio", ratio, layers=layers)
     figures(lab, measured["gradients"], grown, last, depths)
     deepest = {kind: values[-1] for kind, values in last.items()}
-    told: dict[str, Any] = {"last_post": deepest["post"], "last_pre": deepest["pre"], "root": layers**0.5}
-    lab.tell("last_layer", view="tab=story", ratio=ratio, **told)
+    values: dict[str, Any] = {"last_post": deepest["post"], "last_pre": deepest["pre"], "root": layers**0.5}
+    lab.tell("last_layer", view="tab=story", ratio=ratio, **values)
     powers: dict[str, Any] = {"pre": power["pre"], "post": power["post"]}
     lab.tell("powers", view="tab=ledger", shallowest=shallow, deepest=layers, **powers)
     where: dict[str, Any] = {f"largest_{kind}": layer for kind, (layer, _) in largest.items()}
