@@ -161,7 +161,7 @@ def largest_layer(gradients: list[float]) -> tuple[int, float]:
 
 def figures(lab: Lab, gradients: Any, grown: Any, last: Any, depths: list[int]) -> None:
     """Draw gradients by layer and by depth, and the size of the residual stream."""
-    at = list(range(depths[-1]))
+    at = list(range(1, depths[-1] + 1))
 
     def by_layer(lang: str) -> Any:
         series = {lab.word(WORDS[kind], lang): (at, gradients[kind, depths[-1]]) for kind in KINDS}
