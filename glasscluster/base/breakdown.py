@@ -29,6 +29,7 @@ COMPUTE, RECOMPUTE, HOST, BUBBLE, WAIT, OPTIMIZER = (
     "wait",
     "optimizer",
 )
+BUSY = (COMPUTE, RECOMPUTE, OPTIMIZER)  # entries in which the compute lane works; in the others it is idle
 EXPOSED = "exposed"  # with the axis behind it: exposed_dp
 AXES = {
     "tp": Said("tensor parallelism", "张量并行"),
@@ -108,8 +109,8 @@ ENTRIES: dict[str, Entry] = {
             COMPUTE,
             Said("compute", "计算"),
             Said(
-                "the rank's compute lane is busy: forward, backward and all else but the next and the last entry",
-                "rank 的计算通道在忙：前向、反向以及其他计算，重计算与优化器除外",
+                "the rank computes: forward, backward and all other work but recomputation and the optimizer",
+                "rank 在计算：前向、反向与其他计算，不含重计算与优化器",
             ),
             "#0072B2",
             "#ffffff",
@@ -151,8 +152,8 @@ ENTRIES: dict[str, Entry] = {
             WAIT,
             Said("other waiting", "其他等待"),
             Said(
-                "the rank waits for a rank that is not ready, or has ended before the last one",
-                "rank 在等尚未就绪的 rank，或已先于最后一个 rank 结束",
+                "the rank waits for anything else, such as a rank that comes late to a collective or ends later",
+                "rank 在等别的事，例如还没来到集合通信的 rank，或比它更晚结束的 rank",
             ),
             "#f4f4f4",
             hatch=".",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from glasscluster.base.breakdown import (
     BUBBLE,
+    BUSY,
     ENTRIES,
     EXPOSED,
     HOST,
     PAPERS,
-    PAPERS_DEFINITIONS,
     Entry,
     capital,
     entry_of,
@@ -27,7 +27,7 @@ CATALOGUE: dict[str, Said] = {
     # where time goes: names in a legend and in a sentence, and what they mean (base/breakdown.py)
     **{key: _legend(entry) for key, entry in ENTRIES.items() if key != HOST},
     **{f"entry_{key}": entry.name for key, entry in ENTRIES.items()},
-    **{f"means_{key}": entry.meaning for key, entry in ENTRIES.items() if key != HOST},
+    **{f"means_{key}": entry.meaning for key, entry in ENTRIES.items() if key not in (HOST, *BUSY)},
     "host_wait": _legend(ENTRIES[HOST]),
     "means_host_wait": ENTRIES[HOST].meaning,
     "exposed": Said("Exposed communication", "暴露的通信"),
@@ -359,7 +359,6 @@ CATALOGUE: dict[str, Said] = {
     ),
     "dispatch_matrix": Said("Rows on their way to experts, dispatch", "发往专家的行（dispatch）"),
     **{f"table_{key}": name for key, (name, _) in PAPERS.items()},
-    **{f"define_{key}": sentence for key, sentence in PAPERS_DEFINITIONS.items()},
     "table_exposed": Said("exposed communication, mean of the ranks", "暴露的通信，各 rank 平均"),
     "table_step": Said("step", "一步"),
     **{f"table_{key}": name for key, (name, _) in MEANINGS.items()},

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from glasscluster.base.breakdown import ENTRIES, capital, entry_of, in_order
+from glasscluster.base.breakdown import BUSY, ENTRIES, capital, entry_of, in_order
 from glasscluster.sim.recording.events import PHASES
 from glasscluster.sim.time.what_if import critical_seconds, makespans_if_faster
 from glasscluster.visualize.figures.layout import plain_layout
-from glasscluster.visualize.figures.palette import BUSY, KINDS, SPLIT, Look, look_of
+from glasscluster.visualize.figures.palette import KINDS, SPLIT, Look, look_of
 from glasscluster.visualize.figures.timeline import time_unit
 from glasscluster.visualize.words import word
 

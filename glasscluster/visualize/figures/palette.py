@@ -6,7 +6,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from glasscluster.base.breakdown import COMPUTE, ENTRIES, EXPOSED, HOST, OPTIMIZER, RECOMPUTE, Entry, entry_of
+from glasscluster.base.breakdown import (
+    BUSY,
+    COMPUTE,
+    ENTRIES,
+    EXPOSED,
+    HOST,
+    OPTIMIZER,
+    RECOMPUTE,
+    Entry,
+    entry_of,
+)
 from glasscluster.sim.time.idle import ALONE, OVERLAPPED
 
 
@@ -28,7 +38,6 @@ def look_of(entry: Entry) -> Look:
 
 
 HOST_WAIT = "host_wait"  # as a kind of bar; `host` is the host's own work, in its lane
-BUSY = (COMPUTE, RECOMPUTE, OPTIMIZER)
 
 
 def kind_of_gap(key: str) -> str:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glasscluster.base.breakdown import capital, entry_of
+from glasscluster.base.breakdown import BUSY, capital, entry_of
 from glasscluster.sim.recording.events import COLLECTIVE, COMPUTE, HOST, PHASES, SEND
 from glasscluster.sim.time.idle import possible_entries
 from glasscluster.visualize.figures.layout import FONT
-from glasscluster.visualize.figures.palette import BUSY, CRITICAL, IDLE_KINDS, KINDS, kind_of_gap
+from glasscluster.visualize.figures.palette import CRITICAL, IDLE_KINDS, KINDS, kind_of_gap
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:

@@ -14,12 +14,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from glasscluster.base.breakdown import BUSY
 from glasscluster.base.files import write_text
 from glasscluster.base.rows import tally
 from glasscluster.base.text import LANGUAGES, Said
 from glasscluster.sim.time.idle import possible_entries
 from glasscluster.visualize.figures import ledger
-from glasscluster.visualize.figures.palette import BUSY, KINDS, kind_of_gap
+from glasscluster.visualize.figures.palette import KINDS, kind_of_gap
 from glasscluster.visualize.page.chapters import chapter_contents, packed_graph, page_figures, plain, views
 from glasscluster.visualize.page.report import Report
 from glasscluster.visualize.words import CATALOGUE, word
