@@ -296,7 +296,7 @@ class ExecutionGraph:
             [ranks for axis, ranks in self.groups.get(rank, {}).values() if axis == "pp" and rank in ranks]
             for rank in range(self.ranks)
         )
-        longest = (max(found, key=len, default=(rank,)) for rank, found in enumerate(pipelines))
+        longest = (max(groups, key=len, default=(rank,)) for rank, groups in enumerate(pipelines))
         return [tuple(ranks).index(rank) for rank, ranks in enumerate(longest)]
 
     @property

@@ -95,16 +95,16 @@ def _waits(timeline: Timeline, rank: int, start: float, end: float, row: int) ->
 
     Before that moment the lane waited for something else.
     """
-    found: list[list[Gap]] = []
+    cuts: list[list[Gap]] = []  # the last first
     while row >= 0 and timeline.graph.kind[row] == COLLECTIVE:
         launch = timeline.launch(row)
         launched = float(timeline.start[launch])
         if launched <= start:
             break
-        found.append(_cut(timeline, rank, launched, end, row))
+        cuts.append(_cut(timeline, rank, launched, end, row))
         end, row = launched, _blocker(timeline, launch)
-    found.append(_cut(timeline, rank, start, end, row))
-    return [gap for gaps_of_one in reversed(found) for gap in gaps_of_one]
+    cuts.append(_cut(timeline, rank, start, end, row))
+    return [gap for pieces in reversed(cuts) for gap in pieces]
 
 
 def _cut(timeline: Timeline, rank: int, start: float, end: float, row: int) -> list[Gap]:

@@ -243,7 +243,8 @@ class Timeline:
             >>> import torch
             >>> from glasscluster import Cluster
             >>> def step(gpu):
-            ...     gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000 * (1 + gpu.rank)))
+            ...     a = torch.ones(1000 * (1 + gpu.rank), 1000) @ torch.ones(1000, 10)
+            ...     gpu.comm.all_reduce(a[:1000])
             >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
             >>> timeline.awaited(timeline.communications()[0]["row"])
             1

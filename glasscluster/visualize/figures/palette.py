@@ -99,7 +99,7 @@ MEMORY: dict[str, Look] = {
 
 SPLIT: dict[str, Look] = {  # compute, divided further (Timeline.split)
     ALONE: look_of(ENTRIES[COMPUTE]),
-    OVERLAPPED: Look("#56B4E9", "#000000", "/", "#2a7fb0"),
+    OVERLAPPED: Look(ENTRIES[COMPUTE].fill, "#ffffff", "/", "#9cc4de"),
 }
 
 
