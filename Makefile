@@ -37,6 +37,7 @@ $(DOCS): $(READY) pyproject.toml
 docs: $(DOCS)
 	$(BIN)/python docs/make_formulas.py --check
 	$(BIN)/python docs/make_contract.py --check
+	$(BIN)/python docs/make_time.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site: build/docs/index.html"
 

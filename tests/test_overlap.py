@@ -205,4 +205,4 @@ def test_the_three_links_have_three_different_best_sizes_and_parts_add_up(swept)
     assert len({buckets.best(rows).buckets for rows in swept.values()}) == 3
     for rows in swept.values():
         for s in rows:
-            assert s.compute_s + s.exposed_s + s.bubble_s + s.optimizer_s == pytest.approx(s.step_s, rel=1e-9)
+            assert sum(s.breakdown_s.values()) == pytest.approx(s.step_s, rel=1e-9)

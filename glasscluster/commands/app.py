@@ -22,6 +22,7 @@ from glasscluster.commands import (
     train,
 )
 from glasscluster.commands import list as list_
+from glasscluster.commands.meanings import EPILOGS
 
 STRATEGIES = "real training strategies on simulated GPUs, exact, counted and drawn."
 COMMANDS: dict[str, Any] = {
@@ -50,5 +51,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for name, function in COMMANDS.items():
-    app.command(name, context_settings=SETTINGS.get(name))(function)
+    app.command(name, context_settings=SETTINGS.get(name), epilog=EPILOGS.get(name))(function)
 app.add_typer(tokenize.app, name="tokenize")

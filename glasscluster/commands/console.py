@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from glasscluster.base.breakdown import PAPERS, listed
 from glasscluster.base.rows import FAILED, HELD, Row, status, tally
 from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.processes import is_leader
@@ -56,6 +57,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if value - value == 0 else None
     return value if value is None or isinstance(value, (str, int, bool)) else str(value)
+
+
+def show_time(rank: int | None, breakdown: Mapping[str, float], papers: Mapping[str, float | None]) -> None:
+    """Where the time of the rank that finishes last went, in words that add up to 100 %; of a pipeline, also
+    what papers call its bubble.
+    """
+    who = "the last rank to finish" if rank is None else f"rank {rank}, the last to finish"
+    print(f"  {who}: {listed(breakdown)}")
+    said = [f"{name} {papers[key]:.1%}" for key, (name, _) in PAPERS.items() if papers[key] is not None]
+    if said:
+        print(f"  {', '.join(said)}")
 
 
 MARKS = {HELD: "ok", FAILED: "FAIL"}  # before a row; one that is not applicable has a dash

@@ -7,7 +7,7 @@ from typing import Any
 from glasscluster.base.text import counted
 from glasscluster.base.utilisation import DEFINITIONS
 from glasscluster.commands.bodies import body
-from glasscluster.commands.console import emit, progress
+from glasscluster.commands.console import emit, progress, show_time
 from glasscluster.commands.options import command
 from glasscluster.scenarios.requests.predict import PredictRequest
 
@@ -49,9 +49,9 @@ def show(content: dict[str, Any]) -> None:
     print(
         f"{ms:.4g} ms a step on {content['hardware']} (virtual), MFU {content['mfu']:.1%} "
         f"(causal {content['mfu_causal']:.1%}), HFU {content['hfu']:.1%}, "
-        f"bubble {content['bubble_fraction']:.1%}, peak memory {content['peak_memory_gib']:.3f} GiB"
-        + ("" if content["fits"] else ": DOES NOT FIT")
+        f"peak memory {content['peak_memory_gib']:.3f} GiB" + ("" if content["fits"] else ": DOES NOT FIT")
     )
+    show_time(None, content["breakdown_s"], content)
     for definition in DEFINITIONS.values():
         print(f"  {definition.en}")
     if content["fits"]:

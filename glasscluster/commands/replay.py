@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glasscluster.commands.bodies import body
-from glasscluster.commands.console import emit
+from glasscluster.commands.console import emit, show_time
 from glasscluster.commands.options import command
 from glasscluster.scenarios.requests.stored import ReplayRequest
 
@@ -17,9 +17,9 @@ def replay(request: ReplayRequest, as_json: bool) -> int:
         return 0
     print(
         f"{content['makespan_s'] * 1e3:.4f} ms on {content['hardware']} (virtual); "
-        f"bubble {content['bubble_fraction']:.1%}, "
-        f"exposed communication {content['exposed_comm_s'] * 1e3:.4f} ms"
+        f"exposed communication {content['exposed_comm_s'] * 1e3:.4f} ms, mean of the ranks"
     )
+    show_time(None, content["breakdown_s"], content)
     if content["report"]:
         print(f"report: {content['report']}")
     return 0

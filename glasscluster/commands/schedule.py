@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glasscluster.base.breakdown import PAPERS
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit
 from glasscluster.commands.options import command
@@ -17,10 +18,7 @@ def schedule(request: ScheduleRequest, as_json: bool) -> int:
         return 0
     for number, actions in enumerate(content["ranks"]):
         print(f"rank {number}: {' '.join(actions)}")
-    share, over = content["bubble_fraction"], content["bubble_over_ideal"]
-    print(
-        f"makespan {content['makespan']:g}, bubble {share:.1%} of total, {over:.1%} over ideal, "
-        f"{content['stage_span_bubble_fraction']:.1%} of the largest stage's span"
-    )
+    said = [f"{name} {content[key]:.1%}" for key, (name, _) in PAPERS.items() if content[key] is not None]
+    print(", ".join([f"makespan {content['makespan']:g}", *said]))
     print(f"chunks live at most {content['peak_live']}, messages {content['messages']}")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from glasscluster.base.text import counted
 from glasscluster.commands.bodies import body
-from glasscluster.commands.console import emit, is_leader, progress, show_checks, verdict
+from glasscluster.commands.console import emit, is_leader, progress, show_checks, show_time, verdict
 from glasscluster.commands.options import command
 from glasscluster.scenarios.requests.train import TrainRequest
 
@@ -25,7 +25,7 @@ def train(request: TrainRequest, as_json: bool) -> int:
     for source in (trained.read or {}).get("sources", []):
         print(f"{source['source']}: {source['epochs']:.3g} epochs of {source['tokens']:,} tokens")
     t = trained.timeline
-    bubble = t.bubble()["bubble_fraction"]
-    print(f"{t.makespan * 1e3:.3f} ms a step on {t.hardware.name} (virtual), bubble {bubble:.1%}")
+    print(f"{t.makespan * 1e3:.3f} ms a step on {t.hardware.name} (virtual)")
+    show_time(t.last_rank(), t.breakdown(), t.bubble())
     show_checks(trained.checks)
     return verdict(trained.checks, trained.report, not_checked=trained.not_checked)

@@ -169,10 +169,11 @@ def _tell(lab: Lab, runs: dict[str, Any]) -> None:
     m = runs["gpipe"].job.plan.micro_batches
     lab.tell(
         (
-            f"GPipe sends {sent['gpipe']:.2f} MB a rank, and its bubble is "
-            f"{bubble['bubble_fraction']:.1%} of the time; "
-            f"equal stages and free messages would give (p-1)/(m+p-1) = {(GPUS - 1) / (m + GPUS - 1):.1%}.",
-            f"GPipe 每个 rank 发送 {sent['gpipe']:.2f} MB，气泡占 {bubble['bubble_fraction']:.1%}；若各级相等且通信免费，应为 "
+            f"GPipe sends {sent['gpipe']:.2f} MB a rank. From the first forward to the last backward its ranks "
+            f"are idle for {bubble['bubble_fraction']:.1%} of the time, messages' time included: the papers' "
+            f"bubble; equal stages and free messages would give (p-1)/(m+p-1) = {(GPUS - 1) / (m + GPUS - 1):.1%}.",
+            f"GPipe 每个 rank 发送 {sent['gpipe']:.2f} MB。从首个前向到最后一个反向，各 rank 有 "
+            f"{bubble['bubble_fraction']:.1%} 的时间空闲（含消息时间），即论文口径的气泡；若各级相等且通信免费，应为 "
             f"(p-1)/(m+p-1) = {(GPUS - 1) / (m + GPUS - 1):.1%}。",
         ),
         view="tab=timeline&run=gpipe",

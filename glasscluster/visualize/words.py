@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from glasscluster.base.breakdown import (
+    BUBBLE,
+    BUSY,
+    ENTRIES,
+    EXPOSED,
+    HOST,
+    PAPERS,
+    Entry,
+    capital,
+    entry_of,
+)
 from glasscluster.base.text import Said
 from glasscluster.base.utilisation import DEFINITIONS, MEANINGS
 
+ANY_AXIS = entry_of(f"{EXPOSED}_{{axis}}")  # of an axis that a page puts in
+
+
+def _legend(entry: Entry) -> Said:
+    return Said(capital(entry.name.en), entry.name.zh)
+
+
 CATALOGUE: dict[str, Said] = {
+    # where time goes: names in a legend and in a sentence, and what they mean (base/breakdown.py)
+    **{key: _legend(entry) for key, entry in ENTRIES.items() if key != HOST},
+    **{f"entry_{key}": entry.name for key, entry in ENTRIES.items()},
+    **{f"means_{key}": entry.meaning for key, entry in ENTRIES.items() if key not in (HOST, *BUSY)},
+    "host_wait": _legend(ENTRIES[HOST]),
+    "means_host_wait": ENTRIES[HOST].meaning,
+    "exposed": Said("Exposed communication", "暴露的通信"),
+    "entry_exposed": ANY_AXIS.name,
+    "means_exposed": Said(
+        "the rank computes nothing while the message it waits for is in flight",
+        "rank 没有计算，它等待的消息正在传输",
+    ),
     # kinds of event
     "forward": Said("Forward", "前向"),
     "backward": Said("Backward", "反向"),
     "weight": Said("Weight gradient", "权重梯度"),
-    "recompute": Said("Recompute", "重计算"),
-    "optimizer": Said("Optimizer", "优化器"),
     "other": Said("Other compute", "其他计算"),
     "collective": Said("Collective", "集合通信"),
     "p2p": Said("Point-to-point send", "点对点发送"),
     "host": Said("Host: link and CPU", "主机：链路与 CPU"),
-    "bubble": Said("Bubble (idle)", "气泡（空闲）"),
     "critical": Said("Critical path", "关键路径"),
     "opt": Said("opt", "优化"),
     # serving
@@ -43,11 +70,8 @@ CATALOGUE: dict[str, Said] = {
     "scalars": Said("Scalars", "标量"),
     "data": Said("Data", "数据"),
     # time
-    "compute": Said("Forward and backward", "前向与反向计算"),
-    "exposed": Said("Exposed communication", "暴露的通信"),
     "alone": Said("Compute, no communication under way", "计算（无通信）"),
     "overlapped": Said("Compute, communication hidden behind it", "计算（与通信重叠）"),
-    "waiting": Said("Other waiting", "其他等待"),
     "latency": Said("Messages in flight (latency)", "消息在途（延迟）"),
     "messages_of": Said("messages of {axis}", "{axis} 的消息"),
     "on_path": Said("On the critical path", "关键路径上的时间"),
@@ -98,8 +122,12 @@ CATALOGUE: dict[str, Said] = {
         "{before}，消息共享链路：换其他链路请运行 `glass replay --contention`。",
     ),
     "whatif_says": Said(
-        "{before} → {after} ({change}); bubble {bubble}, exposed communication {exposed} a rank.",
-        "{before} → {after}（{change}）；气泡 {bubble}，每个 rank 暴露的通信 {exposed}。",
+        "{before} → {after} ({change}). Rank {rank} finishes last; of its time: {entries}.",
+        "{before} → {after}（{change}）。rank {rank} 最后完成，它的时间：{entries}。",
+    ),
+    "whatif_papers": Said(
+        f"{capital(PAPERS['bubble_fraction'][0].en)}: {{bubble}} of the window.",
+        f"{PAPERS['bubble_fraction'][0].zh}：窗口的 {{bubble}}。",
     ),
     "buffer_size": Said("buffer (bytes)", "缓冲区（字节）"),
     "bus_bandwidth": Said("bus bandwidth (GB/s)", "总线带宽 (GB/s)"),
@@ -187,13 +215,8 @@ CATALOGUE: dict[str, Said] = {
     "events": Said("operations", "算子数"),
     "micro_batch": Said("micro-batch", "微批次"),
     "held_chunks": Said("micro-batches' activations held", "持有的微批次激活份数"),
-    "cause": Said("cause", "原因"),
     "bytes": Said("bytes", "字节"),
     "axis": Said("axis", "并行维"),
-    "communication": Said("communication", "通信"),
-    "dependency": Said("waiting for another rank", "等待其他 rank"),
-    "warm-up": Said("warm-up", "预热"),
-    "drain": Said("drain", "排空"),
     "to_rank": Said("to rank", "发往 rank"),
     # tensor parallelism: matrices, and what stands around them in a layer
     "on_all_ranks": Said("whole on every rank", "每个 rank 都完整"),
@@ -357,8 +380,8 @@ CATALOGUE: dict[str, Said] = {
         "Rows for each expert, all ranks, layers and micro-batches", "各专家的行数（所有 rank、层与微批次）"
     ),
     "dispatch_matrix": Said("Rows on their way to experts, dispatch", "发往专家的行（dispatch）"),
-    "table_bubble": Said("bubble", "气泡"),
-    "table_exposed": Said("exposed communication", "暴露的通信"),
+    **{f"table_{key}": name for key, (name, _) in PAPERS.items()},
+    "table_exposed": Said("exposed communication, mean of the ranks", "暴露的通信，各 rank 平均"),
     "table_step": Said("step", "一步"),
     **{f"table_{key}": name for key, (name, _) in MEANINGS.items()},
     **{f"define_{key}": sentence for key, sentence in DEFINITIONS.items()},
@@ -366,11 +389,7 @@ CATALOGUE: dict[str, Said] = {
         "Seconds are virtual, from data sheets and formulas; not validated against measured clusters.",
         "秒是虚拟秒，由数据手册与公式算出，尚未与实测集群核对。",
     ),
-    "definitions": Said(
-        "Bubble: idle share of ranks × (first forward to last backward); over ideal: idle over useful time.",
-        "气泡：rank 数 ×（首个前向到最后一个反向）中的空闲占比；相对理想：空闲时间除以有效时间。",
-    ),
-    "over_ideal": Said("over ideal", "相对理想"),
+    "definitions": Said("Where a rank's time goes", "rank 的时间去向"),
     "same_training": Said(
         "Is it the same training? Every tensor against one device, float64",
         "训练结果一样吗？逐个张量与单卡 float64 对比",
@@ -388,13 +407,12 @@ CATALOGUE: dict[str, Said] = {
         "{gpus} 个 rank 训练 {steps} 步，损失从 {first:.4f} 到 {last:.4f}。",
     ),
     "told_time": Said(
-        "A step takes {step:.4g} ms on {hardware}; {exposed:.4g} ms of communication is waited for.",
-        "在 {hardware} 上一步需 {step:.4g} ms，等待通信 {exposed:.4g} ms。",
+        "A step takes {step:.4g} ms on {hardware}. Rank {rank} finishes last; of its time: {entries}.",
+        "在 {hardware} 上一步需 {step:.4g} ms。rank {rank} 最后完成，它的时间：{entries}。",
     ),
-    "told_time_of_a_pipeline": Said(
-        "A step takes {step:.4g} ms on {hardware}; {bubble:.1%} of it is bubble and {exposed:.4g} ms of "
-        "communication is waited for.",
-        "在 {hardware} 上一步需 {step:.4g} ms，气泡占 {bubble:.1%}，等待通信 {exposed:.4g} ms。",
+    "told_papers": Said(
+        "The {name} is {bubble:.1%}: {meaning}. Over the useful time it is {over:.1%}.",
+        "{name}为 {bubble:.1%}：{meaning}。相对有效时间为 {over:.1%}。",
     ),
     "told_memory": Said(
         "The fullest rank holds {peak:.4g} MB at its peak.", "占用最多的 rank 峰值为 {peak:.4g} MB。"
@@ -467,19 +485,9 @@ GLOSSARY: tuple[tuple[str, Said, Said], ...] = (
         Said("forward, backward", "前向、反向"),
         Said("time of one micro-batch on one stage", "一个微批次在一级上的时间"),
     ),
-    (
-        "",
-        Said("bubble", "气泡"),
-        Said(
-            "idle time of ranks between the first forward and the last backward",
-            "首个前向与最后一个反向之间 rank 的空闲",
-        ),
-    ),
-    (
-        "",
-        Said("exposed communication", "暴露的通信"),
-        Said("communication that compute waits for", "计算必须等待的那部分通信"),
-    ),
+    ("", Said("exposed communication", "暴露的通信"), CATALOGUE["means_exposed"]),
+    ("", ENTRIES[BUBBLE].name, ENTRIES[BUBBLE].meaning),
+    *(("", name, meaning) for name, meaning in PAPERS.values()),
     (
         "",
         Said("all-reduce", "全归约"),

@@ -10,6 +10,7 @@ from helpers import until
 from programs import pipeline_of_spans
 
 from glasscluster.sim.run import Cluster
+from glasscluster.visualize.figures.palette import IDLE_KINDS
 from glasscluster.visualize.figures.timeline import bar_count, timeline_figure
 from glasscluster.visualize.page.one_run import write_run_report
 
@@ -47,7 +48,7 @@ def test_opaque_pixels_are_busy_seconds_within_a_percent_at_every_zoom(spans, vi
     assert bar_count(line) > 2000
     page = visit(path, 1360, "#tab=timeline&lang=en")
     until(page, "window.glassReady")
-    hide(page, "bubble", "critical")
+    hide(page, *IDLE_KINDS, "critical")
     full = page.evaluate(f"{PLOT}.layout.xaxis.range.slice()")
     unit = full[1] / (line.makespan * 1.004)
     for a, b in ((0.0, 1.0), (0.3, 0.55), (0.48, 0.52), (0.5, 0.504)):
@@ -115,7 +116,7 @@ def test_the_canvas_and_the_bars_of_plotly_are_the_same_rectangles(visit, tmp_pa
         path, 1360, "#tab=timeline&lang=en&flops=1.0000001"
     )  # a what-if that changes nothing one can see
     until(page, "window.glassReady")
-    hide(page, "bubble", "critical")
+    hide(page, *IDLE_KINDS, "critical")
     drawn = page.evaluate(BUSY, 4)
     figure = timeline_figure(run.timeline)
     span = figure.layout.xaxis.range[1]

@@ -23,16 +23,17 @@ from programs import library_sums, pipeline_of_spans
 
 import glasscluster
 import glasscluster.visualize as package
+from glasscluster.base.breakdown import ENTRIES, entry_of, listed, tenths
 from glasscluster.base.errors import InputError
 from glasscluster.sim.recording.events import COMPUTE, PHASES
 from glasscluster.sim.recording.packed import load_packed, pack, pack_graph, unpack
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.cost import kinds_of_work
 from glasscluster.sim.time.hardware import hardware
-from glasscluster.sim.time.idle import IDLE_CAUSES
 from glasscluster.sim.time.network import Cable, build
 from glasscluster.sim.time.replay import replay
 from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.visualize.figures.palette import IDLE_KINDS, kind_of_gap
 from glasscluster.visualize.page.assemble import ENGINE
 from glasscluster.visualize.page.pack import pack_timeline
 from glasscluster.visualize.page.trace import chrome_trace
@@ -93,10 +94,11 @@ ANSWER = """async ({ graph, cases }) => {
     const works = rows(t.communications()).map((w) => ({ ...w, kind: words[g.kinds[g.kind[w.row]]],
       axis: g.axisOf(w.row), op: g.names[g.op[w.row]], bytes: g.bytes[w.row], peer: g.peer[w.row],
       label: g.names[g.label[w.row]] }));
-    const gaps = rows(t.allGaps).map((gap) => ({ ...gap, cause: GlassIdle.IDLE_CAUSES[gap.cause],
+    const gaps = rows(t.allGaps).map((gap) => ({ ...gap, entry: GlassBreakdown.entriesOf(g)[gap.entry],
       axis: gap.axis < 0 ? "" : g.axes[gap.axis] }));
     return { start: list(t.start), end: list(t.end), path: t.criticalPath, kinds: GlassCost.kindsOfWork(g),
       window: t.window, useful: t.useful(), summary: t.summary(), gaps, exposed: t.exposedComm(),
+      last_rank: t.lastRank, breakdowns: Array.from({ length: g.ranks }, (_, rank) => t.breakdown(rank)),
       blocks: rows(t.blocks()), works, lanes: list(b.lanePtr), bar_starts: list(b.start),
       bars: names.map((name, i) => [name, b.rank[i], b.start[i], b.end[i],
         b.critical[i], b.events[i], b.flops[i]]) };
@@ -179,7 +181,13 @@ def demand_equal(theirs: dict[str, Any], line: Any) -> None:
     same_seconds(line.window, theirs["window"])
     same_seconds(line.useful(), theirs["useful"])
     gaps = [{**vars(g), "row": -1 if g.row < 0 else int(place[g.row])} for g in line.all_gaps]
-    same_rows(gaps, theirs["gaps"], ("rank", "cause", "axis", "row"), ("start", "end", "comm"))
+    same_rows(gaps, theirs["gaps"], ("rank", "entry", "axis", "awaited", "row"), ("start", "end"))
+    assert theirs["last_rank"] == line.last_rank()
+    for rank, other in enumerate(theirs["breakdowns"]):
+        mine = line.breakdown(rank)
+        assert list(other) == list(mine)
+        same_seconds(list(other.values()), list(mine.values()))
+        assert abs(sum(other.values()) - theirs["summary"]["makespan_s"]) <= slack
     same_seconds(line.exposed_comm(), theirs["exposed"])
     blocks, count = line.blocks(), ("rank", "phase", "micro_batch", "events", "flops", "critical")
     same_rows(blocks, theirs["blocks"], count, ("start", "end"))
@@ -191,13 +199,15 @@ def demand_equal(theirs: dict[str, Any], line: Any) -> None:
     said = line.summary()
     for key, tolerance in (("makespan_s", slack), ("bubble_fraction", TOLERANCE), ("exposed_comm_s", slack)):
         assert theirs["summary"][key] == pytest.approx(said[key], rel=0, abs=tolerance)
+    assert (said["bubble_fraction"] is None) == (not graph.pipelined)
+    assert theirs["summary"]["breakdown_s"] == theirs["breakdowns"][line.last_rank()]
     # what is drawn: all of these, each lane in order of time
     drawn = [
         (PHASES[b["phase"]], *(b[k] for k in ("rank", "start", "end", "critical", "events", "flops")))
         for b in blocks
     ]
     drawn += [(w["kind"], w["rank"], w["start"], w["end"], w["critical"], 1, 0) for w in works]
-    drawn += [("bubble", g.rank, g.start, g.end, False, 0, 0) for g in line.all_gaps if g.length > 0]
+    drawn += [(kind_of_gap(g.entry), g.rank, g.start, g.end, False, 0, 0) for g in line.all_gaps]
     mine, other = sorted(drawn), sorted(map(tuple, theirs["bars"]))
     assert [(a[:2], *map(int, a[4:])) for a in mine] == [(b[:2], *map(int, b[4:])) for b in other]
     for at in (2, 3):
@@ -320,9 +330,16 @@ CHANGES = [
     ("timeline.js", '"weight", "recompute"]', '"weight"]'),
     ("critical_path.js", "end[row] === end[best] && row < best", "end[row] === end[best] && row > best"),
     ("critical_path.js", "end[best] < start[row]", "end[best] > start[row]"),
-    ("idle.js", "comm >= (end - start) / 2", "comm > 0"),
     ("idle.js", "if (launched <= start) break;", "break;"),
-    ("idle.js", "awaited, number === 0", "awaited, false"),
+    ("idle.js", 'isHost ? "host" :', 'isHost ? "wait" :'),
+    ("idle.js", "graph.stages[awaited] !== graph.stages[rank]", "awaited !== rank"),
+    ("idle.js", "Math.max(start, timeline.underWay(row))", "timeline.underWay(row)"),
+    ("idle.js", 'phase === "recompute" || ', ""),
+    ("graph.js", 'axis === "pp" &&', 'axis === "dp" &&'),
+    ("graph.js", "members.length > longest.length", "members.length < longest.length"),
+    ("timeline.js", "start[i] > start[last[join]]", "start[i] < start[last[join]]"),
+    ("timeline.js", "return rank[match[row]];", "return rank[row];"),
+    ("breakdown.js", 'ENTRIES.indexOf("host") - 0.5', "-1"),
     ("bars.js", "b.micro_batch[current] === micro_batch", "true"),
     ("bars.js", "lastEnd.get(key) || 0", "0"),
     ("bars.js", "pathWorks.has(work(row))", "false"),
@@ -335,7 +352,8 @@ CHANGES = [
 def examined(graphs):
     """Graphs that between them show every changed line, each with a request and Python's answers."""
     found, hw = [], replace(hardware("dgx-a100-80gb"), node_size=2)
-    for name in ("native", "pipeline", "buckets", "hybrid", "overlapped", "recomputed", "no compute"):
+    seen = ("native", "pipeline", "buckets", "hybrid", "overlapped", "recomputed", "offload", "no compute")
+    for name in seen:
         graph = graphs[name]
         knobs = [{}, {"bandwidth": 0.25, "slowRank": 1, "slowFactor": 1.7}, {"kind": "dp", "factor": 4.0}]
         told = pack_timeline(replay(graph, hw))
@@ -387,7 +405,8 @@ def names_of(python: Path) -> set[str]:
 
 
 def test_every_file_of_the_engine_is_named_as_its_counterpart_and_so_are_its_functions():
-    own = {"replay.js": {"AS_RECORDED"}}  # the sliders as they stand, for which Python has arguments
+    # the sliders as they stand, for which Python has arguments; numbers of entries, for which it has keys
+    own = {"replay.js": {"AS_RECORDED"}, "breakdown.js": {"entries_of"}}
     for name in (*ENGINE[:-1],):
         text = (TEMPLATES / name).read_text()
         counterpart = re.search(r"Counterpart: (glasscluster/(?:\w+/)+(\w+)\.py)", text)
@@ -402,9 +421,32 @@ def test_every_file_of_the_engine_is_named_as_its_counterpart_and_so_are_its_fun
     assert "no counterpart" in (TEMPLATES / ENGINE[-1]).read_text()
 
 
-def test_the_engine_never_touches_the_page_and_knows_the_causes_of_idleness_by_python_s_names():
+def test_the_engine_never_touches_the_page():
     assert not re.search(r"\b(document|window)\.\w", source())
-    assert f"const IDLE_CAUSES = {json.dumps(list(IDLE_CAUSES))};" in source()
+
+
+WORDS = """async ({ breakdowns, names, comma }) => ({
+  entries: GlassBreakdown.ENTRIES,
+  drawn: GlassBarArrays.DRAWN.slice(GlassBarArrays.FIRST_IDLE),
+  said: breakdowns.map((breakdown) => GlassBreakdown.listed(breakdown, (key) => names[key], comma)),
+})"""
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_the_page_lists_python_s_entries_in_its_order_and_says_a_breakdown_in_the_same_words(
+    node, graphs, lang
+):
+    lines = [replay(graph, hw) for graph in graphs.values() for hw in ("classroom", "dgx-h100")]
+    breakdowns = [line.breakdown(rank) for line in lines for rank in range(line.graph.ranks)]
+    breakdowns += [dict.fromkeys(("compute", "wait", "optimizer"), 1.0), {"compute": 0.0}, {}]
+    names = {key: entry_of(key).name.in_(lang) for breakdown in breakdowns for key in breakdown}
+    theirs = node(WORDS, {"breakdowns": breakdowns, "names": names, "comma": {"en": ", ", "zh": "、"}[lang]})
+    assert theirs["entries"] == list(ENTRIES)
+    assert theirs["drawn"] == list(IDLE_KINDS)
+    assert theirs["said"] == [listed(breakdown).in_(lang) for breakdown in breakdowns]
+    for breakdown in breakdowns[:-2]:
+        assert sum(tenths(breakdown).values()) == 1000
 
 
 def test_a_downloaded_graph_is_the_recorded_one(graphs, tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers import run_plan
 
+from glasscluster.base.breakdown import capital, entry_of
 from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.sim.ranks.collectives import ALGORITHMS
@@ -57,7 +59,11 @@ def test_the_parts_of_every_rank_add_up_to_the_step_and_the_figure_shows_them(li
     for rank, part in enumerate(parts):
         assert sum(part.values()) == pytest.approx(line.makespan, rel=1e-12)
         assert min(part.values()) >= -1e-15
-        assert part["exposed"] == pytest.approx(line.exposed_comm()[rank], abs=1e-15)
+        exposed = sum(v for key, v in part.items() if key.startswith("exposed_"))
+        assert exposed == pytest.approx(line.exposed_comm()[rank], abs=1e-15)
+        whole = line.breakdown(rank)
+        assert part["alone"] + part["overlapped"] == pytest.approx(whole.pop("compute"), rel=1e-12)
+        assert {key: part[key] for key in whole} == whole
     factor, _ = time_unit(line.makespan)
     drawn = np.zeros(line.graph.ranks)
     for trace in split_figure(line).data:
@@ -83,14 +89,15 @@ def test_overlap_is_what_a_fine_ruler_measures(lines, name):
 
 
 @pytest.mark.parametrize("name", list(PLANS))
-def test_idle_causes_add_up_to_the_idle_time(lines, name):
+def test_the_figure_of_idle_time_shows_every_gap_under_the_name_of_its_entry(lines, name):
     line = lines[name]
-    for rank, causes in enumerate(line.idle_causes()):
-        idle = sum(g.length for g in line.gaps(rank))
-        assert sum(causes.values()) == pytest.approx(idle, rel=1e-12, abs=1e-18)
+    gaps = Counter()
+    for gap in line.all_gaps:
+        gaps[capital(entry_of(gap.entry).name.en)] += gap.length
     factor, _ = time_unit(line.makespan)
-    drawn = sum(float(x) for trace in idle_figure(line).data for x in trace.x)
-    assert drawn == pytest.approx(sum(g.length for g in line.all_gaps) * factor, rel=1e-5)
+    drawn = {trace.name: sum(map(float, trace.x)) / factor for trace in idle_figure(line).data}
+    assert drawn == pytest.approx(gaps, rel=1e-5)
+    assert ("Bubble" in drawn) == (name == "pipeline")
 
 
 @pytest.mark.parametrize("name", list(PLANS))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import glasscluster.visualize as package
+from glasscluster.base.breakdown import ENTRIES, PAPERS
 from glasscluster.base.rows import Row, not_applicable
 from glasscluster.base.text import Said
 from glasscluster.scenarios.find_scenario import find
@@ -23,6 +24,7 @@ from glasscluster.visualize import words
 from glasscluster.visualize.figures import palette, timeline
 from glasscluster.visualize.figures.memory import memory_bars
 from glasscluster.visualize.figures.network import matrix
+from glasscluster.visualize.figures.palette import IDLE_KINDS
 from glasscluster.visualize.page import assemble, one_run, report, trace
 from glasscluster.visualize.words import CATALOGUE
 
@@ -48,16 +50,16 @@ def test_every_word_has_both_languages_with_the_same_blanks_and_is_used():
         p for p in Path(package.__file__).parent.parent.rglob("*") if p.suffix in (".py", ".html", ".js")
     )
     sources = "".join(p.read_text() for p in files)
-    computed = "forward backward weight recompute optimizer other warm-up drain dependency communication "
-    computed += (
-        "parameters gradients activations buffers collective p2p bubble compute exposed pass fail partial "
-    )
+    computed = "forward backward weight other parameters gradients activations buffers collective p2p "
+    computed += "pass fail partial "
     computed += (
         "split_title idle_title path_title largest_grad largest_weight"  # keys that code puts together
     )
     computed += " part_outside part_attention part_mlp part_scores"
     computed += " serving_prefill serving_decode serving_again serving_held cache_tokens cache_empty"
     made = {*computed.split(), *(f"tab_{t}" for t in assemble.TABS)}
+    made |= {*IDLE_KINDS, *ENTRIES, *(f"entry_{key}" for key in ENTRIES)}
+    made |= {f"means_{key}" for key in IDLE_KINDS} | {f"table_{key}" for key in PAPERS}
     for key, said in CATALOGUE.items():
         assert said.en.strip(), key
         assert said.zh.strip(), key
@@ -96,10 +98,11 @@ def test_the_bars_of_a_rank_add_up_to_its_busy_time_and_with_the_gaps_to_the_mak
         for y, x in zip(bars.y, bars.x, strict=True):
             spans[bars.name][int(y)] += x / factor
     comm = {words.word("collective"), words.word("p2p")}
+    gaps = {words.word(kind) for kind in IDLE_KINDS}
     for rank in range(4):
         drawn = sum(v[rank] for k, v in spans.items() if k not in comm)
         assert drawn == pytest.approx(line.makespan, rel=1e-5)
-        busy = sum(v[rank] for k, v in spans.items() if k not in comm and k != words.word("bubble"))
+        busy = sum(v[rank] for k, v in spans.items() if k not in comm | gaps)
         mine = (line.graph.rank == rank) & (line.graph.lane == 0)
         assert busy == pytest.approx(float((line.end - line.start)[mine].sum()), rel=1e-5)
 

@@ -26,18 +26,15 @@ from glasscluster.strategies.trainer import train_rank
 
 @dataclass(frozen=True)
 class Swept:
-    """One bucket size: how many buckets it makes, when the last is reduced, and the step's seconds in parts
-    that add up to it.
+    """One bucket size: how many buckets it makes, when the last is reduced, the step's seconds, and where they
+    go: the mean breakdown of the ranks, which adds up to the step.
     """
 
     size: int
     buckets: int
     end_s: float
     step_s: float
-    compute_s: float
-    exposed_s: float
-    bubble_s: float
-    optimizer_s: float
+    breakdown_s: dict[str, float]
 
 
 def every_size(plan: Plan, model: ModelConfig) -> list[int]:
@@ -96,16 +93,6 @@ def reductions(timeline: Timeline, rank: int = 0) -> tuple[np.ndarray, np.ndarra
 
 def _judge(size: int, timeline: Timeline) -> Swept:
     _, done, _ = reductions(timeline)
-    parts = timeline.split()
-    mean = {key: float(np.mean([p[key] for p in parts])) for key in parts[0]}
-    compute = mean["alone"] + mean["overlapped"]
-    return Swept(
-        size,
-        len(done),
-        float(done.max()),
-        timeline.makespan,
-        compute,
-        mean["exposed"],
-        mean["bubble"],
-        mean["optimizer"],
-    )
+    of_ranks = [timeline.breakdown(rank) for rank in range(timeline.graph.ranks)]
+    mean = {key: float(np.mean([breakdown[key] for breakdown in of_ranks])) for key in of_ranks[0]}
+    return Swept(size, len(done), float(done.max()), timeline.makespan, mean)

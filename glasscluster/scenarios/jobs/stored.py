@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glasscluster.base.breakdown import PAPERS
 from glasscluster.base.errors import Deadlock, InputError, alike, nearest
 from glasscluster.base.files import finish, is_file, is_folder, read_text
 from glasscluster.scenarios.jobs.folders import output_folder
@@ -133,9 +134,7 @@ def schedule_content(
         "placement": list(plan.placement),
         "ranks": [plan.written(rank) for rank in range(ranks)],
         "makespan": metrics.makespan,
-        "bubble_fraction": metrics.bubble_fraction,
-        "bubble_over_ideal": metrics.bubble_over_ideal,
-        "stage_span_bubble_fraction": metrics.stage_span_bubble_fraction,
+        **{key: getattr(metrics, key) if ranks > 1 else None for key in PAPERS},
         "peak_live": metrics.peak_live,
         "peak_postponed": metrics.peak_postponed,
         "weights_held": metrics.weights_held,

@@ -290,6 +290,21 @@ class ExecutionGraph:
         return self.groups[rank][group][0]
 
     @cached_property
+    def stages(self) -> list[int]:
+        """Each rank's pipeline stage: its place in its longest communicator on the axis `pp`, else 0."""
+        pipelines = (
+            [ranks for axis, ranks in self.groups.get(rank, {}).values() if axis == "pp" and rank in ranks]
+            for rank in range(self.ranks)
+        )
+        longest = (max(groups, key=len, default=(rank,)) for rank, groups in enumerate(pipelines))
+        return [tuple(ranks).index(rank) for rank, ranks in enumerate(longest)]
+
+    @property
+    def pipelined(self) -> bool:
+        """Whether there is a pipeline: stages on different ranks, which wait for each other."""
+        return any(self.stages)
+
+    @cached_property
     def axis(self) -> np.ndarray:
         """Each event's axis, such as `dp`; an empty string for compute; [events]."""
         pairs = np.stack([self.rank, self.group], axis=1)

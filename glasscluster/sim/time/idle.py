@@ -1,10 +1,10 @@
 """Idle time: every gap in a rank's compute lane, what it waited for, and where a rank's seconds went.
 
-    compute lane    | forward |....gap....| backward |      a gap ends when what it waited for has ended
-    message                     begun ==== arrived          `comm`: how much of the gap it was under way
+    compute lane    | forward |..bubble..|.exposed_pp.| backward |    a gap ends when what it waited for has
+    message                              begun === arrived            ended, and is cut where that began
 
-The report page has a copy of `gaps` and `exposed_comm`, visualize/templates/idle.js, which the tests hold
-equal to this file.
+The words are those of base/breakdown.py. The report page has a copy of this file but for `split`,
+visualize/templates/idle.js, which the tests hold equal to it.
 """
 
 from __future__ import annotations
@@ -14,33 +14,38 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, COMPUTE, OPTIMIZER
-from glasscluster.sim.recording.graph import compute_rows
+from glasscluster.base.breakdown import BUBBLE, ENTRIES, EXPOSED, WAIT, in_order
+from glasscluster.base.breakdown import COMPUTE as COMPUTING
+from glasscluster.base.breakdown import HOST as FOR_THE_HOST
+from glasscluster.base.breakdown import OPTIMIZER as OPTIMIZING
+from glasscluster.base.breakdown import RECOMPUTE as RECOMPUTING
+from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, COMPUTE, HOST, OPTIMIZER, RECOMPUTE
+from glasscluster.sim.recording.graph import ExecutionGraph, compute_rows
 from glasscluster.sim.time.critical_path import latest
 
 if TYPE_CHECKING:
     from glasscluster.sim.time.timeline import Timeline
 
-IDLE_CAUSES = ("communication", "dependency", "warm-up", "drain")
-
 
 @dataclass(frozen=True)
 class Gap:
-    """A time at which a rank's compute lane was idle.
+    """A time at which a rank's compute lane was idle, for one reason.
 
     Attributes:
-        cause: communication (for most of it the awaited message was on the wire), dependency (the partner was
-            not ready), warm-up (nothing was computed before) or drain (nothing was computed after).
-        comm: the seconds of it for which the awaited message was on the wire.
-        row: the event whose end closed the gap; -1: there is none.
+        rank: whose lane.
+        start, end: seconds.
+        entry: where the time goes in the breakdown: exposed_AXIS, host, bubble or wait.
+        axis: the axis of what was awaited; empty where nothing was.
+        awaited: the rank that was waited for; -1: none.
+        row: the event whose end closed the gap, or a later gap that follows it at once; -1: there is none.
     """
 
     rank: int
     start: float
     end: float
-    cause: str
+    entry: str
     axis: str
-    comm: float
+    awaited: int
     row: int
 
     @property
@@ -48,28 +53,34 @@ class Gap:
         """The gap's length in seconds."""
         return self.end - self.start
 
+    @property
+    def in_flight(self) -> bool:
+        """Whether the awaited message was in flight, so that the gap is exposed communication."""
+        return self.entry.startswith(f"{EXPOSED}_")
+
 
 # ---- gaps --------------------------------------------------------------------------------------------------
 def gaps(timeline: Timeline, rank: int) -> list[Gap]:
-    """Return the gaps of a rank's compute lane, from 0 to the makespan, in order of time and with their
-    causes.
+    """Return the gaps of a rank's compute lane, from 0 to the makespan, in order of time; each has one entry
+    of the breakdown.
     """
     graph, start, end = timeline.graph, timeline.start, timeline.end
     idle: list[Gap] = []
     clock = 0.0
-    for number, row in enumerate(compute_rows(graph, rank).tolist()):
+    for row in compute_rows(graph, rank).tolist():
         if start[row] > clock:
-            awaited = _blocker(timeline, row)
-            idle += _waits(timeline, rank, clock, float(start[row]), awaited, first=number == 0)
+            idle += _waits(timeline, rank, clock, float(start[row]), _blocker(timeline, row))
         clock = float(end[row])
     if timeline.makespan > clock:
         own = np.flatnonzero((graph.rank == rank) & (graph.kind != COMPUTE) & (end > clock))
         if len(own):
             last = latest(timeline, own)
-            idle.append(_gap(timeline, rank, clock, float(end[last]), last))
+            idle += _cut(timeline, rank, clock, float(end[last]), last)
             clock = float(end[last])
         if timeline.makespan > clock:
-            idle.append(Gap(rank, clock, timeline.makespan, "drain", "", 0.0, -1))
+            awaited = timeline.last_rank()
+            entry = _without_message(timeline, rank, awaited)
+            idle.append(Gap(rank, clock, timeline.makespan, entry, "", awaited, -1))
     return idle
 
 
@@ -79,79 +90,98 @@ def _blocker(timeline: Timeline, row: int) -> int:
     return latest(timeline, deps[~np.isin(timeline.graph.kind[deps], (COMPUTE, BEGIN))])
 
 
-def _waits(timeline: Timeline, rank: int, start: float, end: float, row: int, first: bool) -> list[Gap]:
-    """Cut an idle interval into gaps at the moment at which the event that ended it was launched.
+def _waits(timeline: Timeline, rank: int, start: float, end: float, row: int) -> list[Gap]:
+    """Cut an idle interval at the moment at which the event that ended it was launched.
 
     Before that moment the lane waited for something else.
     """
-    cuts: list[Gap] = []
+    cuts: list[list[Gap]] = []  # the last first
     while row >= 0 and timeline.graph.kind[row] == COLLECTIVE:
         launch = timeline.launch(row)
         launched = float(timeline.start[launch])
         if launched <= start:
             break
-        cuts.append(_gap(timeline, rank, launched, end, row))
+        cuts.append(_cut(timeline, rank, launched, end, row))
         end, row = launched, _blocker(timeline, launch)
-    return [*cuts, _gap(timeline, rank, start, end, row, first)][::-1]
+    cuts.append(_cut(timeline, rank, start, end, row))
+    return [gap for pieces in reversed(cuts) for gap in pieces]
 
 
-def _gap(timeline: Timeline, rank: int, start: float, end: float, row: int, first: bool = False) -> Gap:
-    """Return the gap that ended with `row`. `first`: whether nothing was computed before it."""
+def _cut(timeline: Timeline, rank: int, start: float, end: float, row: int) -> list[Gap]:
+    """Cut the idle interval that ended with `row` where its message set off, and where it had arrived."""
     if row < 0:
-        return Gap(rank, start, end, "warm-up" if first else "dependency", "", 0.0, -1)
-    comm = max(0.0, min(end, float(timeline.end[row])) - max(start, timeline.under_way(row)))
-    cause = "communication" if comm >= (end - start) / 2 else "warm-up" if first else "dependency"
-    axis = timeline.graph.axis_of(rank, int(timeline.graph.group[row]))
-    return Gap(rank, start, end, cause, axis, comm, row)
+        return [Gap(rank, start, end, WAIT, "", -1, -1)]
+    graph = timeline.graph
+    axis = graph.axis_of(rank, int(graph.group[row]))
+    awaited, begun = timeline.awaited(row), timeline.under_way(row)
+    moving = FOR_THE_HOST if graph.kind[row] == HOST else f"{EXPOSED}_{axis}"
+    set_off = min(max(start, begun), end)
+    arrived = max(set_off, min(end, float(timeline.end[row])))
+    pieces = (
+        (start, set_off, _without_message(timeline, rank, awaited)),
+        (set_off, arrived, moving),
+        (arrived, end, WAIT),
+    )
+    return [Gap(rank, a, b, entry, axis, awaited, row) for a, b, entry in pieces if b > a]
+
+
+def _without_message(timeline: Timeline, rank: int, awaited: int) -> str:
+    """The entry of a wait for a rank while no message is in flight."""
+    stages = timeline.graph.stages
+    return BUBBLE if stages[awaited] != stages[rank] else WAIT
 
 
 # ---- sums over gaps ----------------------------------------------------------------------------------------
 def exposed_comm(timeline: Timeline) -> list[float]:
-    """Return, for each rank, the seconds for which its compute lane was idle with the awaited message on the
-    wire.
+    """Return, for each rank, the seconds for which its compute lane was idle with the awaited message in
+    flight, on any axis.
     """
     exposed = [0.0] * timeline.graph.ranks
     for gap in timeline.all_gaps:
-        exposed[gap.rank] += gap.comm
+        if gap.in_flight:
+            exposed[gap.rank] += gap.length
     return exposed
 
 
-def idle_causes(timeline: Timeline) -> list[dict[str, float]]:
-    """Return the idle seconds of each rank by cause. While the awaited message is on the wire the cause is
-    `communication`.
-    """
-    seconds = [dict.fromkeys(IDLE_CAUSES, 0.0) for _ in range(timeline.graph.ranks)]
-    for gap in timeline.all_gaps:
-        rest = "dependency" if gap.cause == "communication" else gap.cause
-        seconds[gap.rank]["communication"] += gap.comm
-        seconds[gap.rank][rest] += gap.length - gap.comm
-    return seconds
-
-
 def breakdown(timeline: Timeline, rank: int) -> dict[str, float]:
-    """Divide a rank's makespan into seconds of compute, of waiting for each axis, of other waiting, and of
-    the optimizer.
-    """
+    """Divide a rank's makespan into the seconds of each entry of base/breakdown.py; they add up to it."""
     rows = compute_rows(timeline.graph, rank)
     spent = timeline.end[rows] - timeline.start[rows]
     optimizer = timeline.graph.phase[rows] == OPTIMIZER
-    out = {"compute": float(spent[~optimizer].sum())}
-    out |= {f"exposed_{axis}": 0.0 for axis in ("tp", "pp", "dp", "cp", "ep")}
-    out |= {"bubble": 0.0, "optimizer": float(spent[optimizer].sum())}
-    for gap in gaps(timeline, rank):
-        key = f"exposed_{gap.axis}"
-        out[key] = out.get(key, 0.0) + gap.comm
-        out["bubble"] += gap.length - gap.comm
-    out.pop("exposed_", None)
-    return out
+    recompute = timeline.graph.phase[rows] == RECOMPUTE
+    out = dict.fromkeys(ENTRIES, 0.0)
+    out[COMPUTING] = float(spent[~optimizer & ~recompute].sum())
+    out[RECOMPUTING] = float(spent[recompute].sum())
+    out[OPTIMIZING] = float(spent[optimizer].sum())
+    for gap in timeline.gaps(rank):
+        out[gap.entry] = out.get(gap.entry, 0.0) + gap.length
+    return {key: out[key] for key in in_order(out)}
+
+
+def possible_entries(graph: ExecutionGraph) -> list[str]:
+    """The entries that can have any time on some hardware, in order: those that a page has to explain."""
+    kinds = set(np.unique(graph.kind).tolist())
+    phases = set(np.unique(graph.phase[graph.kind == COMPUTE]).tolist())
+    axes = set(np.unique(graph.axis[graph.kind != HOST]).tolist()) - {""}
+    there = {
+        COMPUTING: bool(phases - {RECOMPUTE, OPTIMIZER}),
+        RECOMPUTING: RECOMPUTE in phases,
+        **{f"{EXPOSED}_{axis}": True for axis in axes},
+        FOR_THE_HOST: HOST in kinds,
+        BUBBLE: graph.pipelined,
+        WAIT: graph.ranks > 1,
+        OPTIMIZING: OPTIMIZER in phases,
+    }
+    return in_order(key for key, is_there in there.items() if is_there)
+
+
+ALONE, OVERLAPPED = "alone", "overlapped"  # compute, divided further
 
 
 def split(timeline: Timeline) -> list[dict[str, float]]:
-    """Divide each rank's makespan into five kinds of seconds that add up to it.
+    """Divide each rank's makespan as `breakdown` does, and its compute into two.
 
-    `alone` and `overlapped` are forward, backward and other compute while nothing, or something, is
-    communicated; `exposed` is waiting while the awaited message is on the wire; `bubble` is all other
-    waiting.
+    `alone` is compute while nothing of the rank is communicated, `overlapped` while something is.
     """
     graph = timeline.graph
     moving: list[list[tuple[float, float]]] = [[] for _ in range(graph.ranks)]
@@ -160,21 +190,11 @@ def split(timeline: Timeline) -> list[dict[str, float]]:
     seconds = []
     for rank in range(graph.ranks):
         rows = compute_rows(graph, rank)
-        start, end = timeline.start[rows], timeline.end[rows]
-        optimizer = graph.phase[rows] == OPTIMIZER
-        spent = end - start
-        idle = timeline.gaps(rank)
-        exposed = sum(gap.comm for gap in idle)
-        covered = _covered(start[~optimizer], end[~optimizer], moving[rank])
-        seconds.append(
-            {
-                "alone": float(spent[~optimizer].sum()) - covered,
-                "overlapped": covered,
-                "optimizer": float(spent[optimizer].sum()),
-                "exposed": exposed,
-                "bubble": sum(gap.length for gap in idle) - exposed,
-            }
-        )
+        rows = rows[~np.isin(graph.phase[rows], (OPTIMIZER, RECOMPUTE))]
+        whole = timeline.breakdown(rank)
+        covered = _covered(timeline.start[rows], timeline.end[rows], moving[rank])
+        halves = {ALONE: whole.pop(COMPUTING) - covered, OVERLAPPED: covered}
+        seconds.append(halves | whole)
     return seconds
 
 

@@ -1,7 +1,7 @@
 """The timeline: when everything happened, and what follows from it.
 
 A predicted and a measured timeline are the same type: a graph with a start and an end for every event.
-Bubble, exposed communication, idle causes, the critical path and MFU are all computed from these arrays,
+Idle time and its reasons, the papers' bubble, the critical path and MFU are all computed from these arrays,
 never drawn by rules of their own. Idle time is worked out in idle.py, the critical path in critical_path.py,
 what is drawn in bars.py. The report page has a copy of it all, visualize/templates/timeline.js and files
 named like these; the tests hold them equal.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glasscluster.base.breakdown import PAPERS
 from glasscluster.base.display import renderer
 from glasscluster.sim.recording.events import (
     BACKWARD,
@@ -71,7 +72,7 @@ class Timeline:
         >>> timeline = Cluster("classroom", gpus=2).run(program).timeline
         >>> timeline
         Timeline(2 ranks, 2.46 ms virtual, classroom)
-        >>> microseconds = {cause: round(1e6 * s) for cause, s in timeline.breakdown().items() if s}
+        >>> microseconds = {entry: round(1e6 * s) for entry, s in timeline.breakdown().items() if s}
         >>> microseconds
         {'compute': 2040, 'exposed_world': 420}
     """
@@ -118,6 +119,10 @@ class Timeline:
             >>> Cluster("classroom", gpus=3).run(program).timeline.last_rank()
             2
         """
+        return self._last_rank
+
+    @cached_property
+    def _last_rank(self) -> int:
         if not len(self.graph):
             return 0
         ends = np.zeros(self.graph.ranks)
@@ -151,6 +156,11 @@ class Timeline:
         g, rows = self.graph, np.flatnonzero(self.graph.kind == BEGIN)
         keys = zip(g.rank[rows].tolist(), g.group[rows].tolist(), g.sequence[rows].tolist(), strict=True)
         return dict(zip(keys, rows.tolist(), strict=True))
+
+    @cached_property
+    def _last_launches(self) -> dict[tuple[int, int, int], int]:
+        """What `_last_launch` found, by (lowest rank, communicator, number of the collective)."""
+        return {}
 
     def launch(self, row: int) -> int:
         """Find the launch of a collective.
@@ -202,10 +212,50 @@ class Timeline:
             return float(self.start[row])
         if g.kind[row] == HOST:  # waiting for the host, whether its link or its CPU is busy
             return 0.0
-        group, sequence = int(g.group[row]), int(g.sequence[row])
-        members = g.groups[int(g.rank[row])][group][1]
-        launches = [self._launches.get((member, group, sequence), -1) for member in members]
-        return float(self.start[[begin for begin in launches if begin >= 0]].max(initial=0.0))
+        last = self._last_launch(row)
+        return float(self.start[last]) if last >= 0 else 0.0
+
+    def _last_launch(self, row: int) -> int:
+        """The row with which the last rank launched a collective, that of the lowest rank of several; -1:
+        nobody did.
+        """
+        group, sequence = int(self.graph.group[row]), int(self.graph.sequence[row])
+        members = self.graph.groups[int(self.graph.rank[row])][group][1]
+        key = min(members), group, sequence
+        if key not in self._last_launches:
+            launches = [self._launches.get((member, group, sequence), -1) for member in sorted(members)]
+            begun = [launch for launch in launches if launch >= 0]
+            last = int(np.argmax(self.start[begun])) if begun else -1
+            self._last_launches[key] = begun[last] if begun else -1
+        return self._last_launches[key]
+
+    def awaited(self, row: int) -> int:
+        """Find the rank that whoever waits for an event waits for.
+
+        Args:
+            row: an event that is no compute.
+
+        Returns:
+            Of a message, the rank at its other end; of a collective, the rank that came to it last; of the
+            host's work, the rank itself.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def step(gpu):
+            ...     a = torch.ones(1000 * (1 + gpu.rank), 1000) @ torch.ones(1000, 10)
+            ...     gpu.comm.all_reduce(a[:1000])
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> timeline.awaited(timeline.communications()[0]["row"])
+            1
+        """
+        g = self.graph
+        if g.kind[row] == RECV:
+            return int(g.rank[g.match[row]])
+        if g.kind[row] == SEND:
+            return int(g.peer[row])
+        last = self._last_launch(row) if g.kind[row] != HOST else -1
+        return int(g.rank[last if last >= 0 else row])
 
     # ---- busy time and bubbles -----------------------------------------------------------------------------
     @cached_property
@@ -267,13 +317,11 @@ class Timeline:
             spent[key] = spent.get(key, 0.0) + float(self.end[row] - self.start[row])
         return spent
 
-    def bubble(self) -> dict[str, float]:
-        """The bubble by its three definitions; each is a fraction.
+    def idle_fraction(self) -> float:
+        """All idle time of all ranks inside the window, whatever they wait for, over ranks × window.
 
         Returns:
-            `bubble_fraction`: idle time over ranks × window. `bubble_over_ideal`: idle time over useful time.
-            `stage_span_bubble_fraction`: of the rank with the longest span from its first to its last useful
-                event, idle time over span.
+            A fraction; time of messages that nothing hides is in it.
 
         Example:
             >>> import torch
@@ -281,21 +329,46 @@ class Timeline:
             >>> def step(gpu):
             ...     with gpu.region("forward", micro_batch=0):
             ...         return torch.ones(1000 * (1 + gpu.rank), 1000).sum().item()
+            >>> round(Cluster("classroom", gpus=2).run(step).timeline.idle_fraction(), 3)
+            0.25
+        """
+        first, last = self.window
+        total = self.graph.ranks * (last - first)
+        return (total - float(self.useful().sum())) / total if total else 0.0
+
+    def bubble(self) -> dict[str, Any]:
+        """The bubble as papers on pipelines count it, by three definitions (base/breakdown.py has them in
+        words). The breakdown's entry `bubble` is something else: it has no time of messages in it.
+
+        Returns:
+            `bubble_fraction`: idle time over ranks × window. `bubble_over_ideal`: idle time over useful time.
+            `stage_span_bubble_fraction`: of the rank with the longest span from its first to its last useful
+                event, idle time over span. All are None where nothing is pipelined.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def step(gpu):
+            ...     gpu.make_mesh({"pp": 2})["pp"]
+            ...     with gpu.region("forward", micro_batch=0):
+            ...         return torch.ones(1000 * (1 + gpu.rank), 1000).sum().item()
             >>> bubble = Cluster("classroom", gpus=2).run(step).timeline.bubble()
             >>> {name: round(fraction, 3) for name, fraction in bubble.items()}
             {'bubble_fraction': 0.25, 'bubble_over_ideal': 0.333, 'stage_span_bubble_fraction': 0.0}
         """
+        if not self.graph.pipelined:
+            return dict.fromkeys(PAPERS)
         first, last = self.window
         useful, span = self.useful(), last - first
-        idle_s = float(self.graph.ranks * span - useful.sum())
         spans = []
         for rank in range(self.graph.ranks):
             own = self._useful & (self.graph.rank == rank)
             spans.append(float(self.end[own].max() - self.start[own].min()) if own.any() else 0.0)
         largest = int(np.argmax(spans)) if spans else 0
         within = 1 - float(useful[largest]) / spans[largest] if spans and spans[largest] else 0.0
+        idle_s = float(self.graph.ranks * span - useful.sum())
         return {
-            "bubble_fraction": idle_s / (self.graph.ranks * span) if span else 0.0,
+            "bubble_fraction": self.idle_fraction(),
             "bubble_over_ideal": idle_s / float(useful.sum()) if useful.sum() else 0.0,
             "stage_span_bubble_fraction": within,
         }
@@ -308,15 +381,15 @@ class Timeline:
             rank: a rank.
 
         Returns:
-            Gaps in order of time, each with its cause (see idle.py).
+            Gaps in order of time, each with its entry of the breakdown (see idle.py).
 
         Example:
             >>> import torch
             >>> from glasscluster import Cluster
             >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
             >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
-            >>> [(gap.cause, round(1e6 * gap.length)) for gap in timeline.gaps(0)]  # microseconds
-            [('communication', 420)]
+            >>> [(gap.entry, round(1e6 * gap.length)) for gap in timeline.gaps(0)]  # microseconds
+            [('exposed_world', 420)]
         """
         return idle.gaps(self, rank)
 
@@ -329,8 +402,8 @@ class Timeline:
         """Find how long each rank waited for messages on the wire.
 
         Returns:
-            For each rank, the seconds for which its compute lane was idle while the awaited message was on the
-            wire.
+            For each rank, the seconds for which its compute lane was idle while the awaited message was in
+            flight, on any axis; without waiting for the host.
 
         Example:
             >>> import torch
@@ -343,56 +416,40 @@ class Timeline:
         return idle.exposed_comm(self)
 
     def breakdown(self, rank: int | None = None) -> dict[str, float]:
-        """Where a rank's seconds went.
+        """Where a rank's seconds went, by the entries of base/breakdown.py.
 
         Args:
             rank: a rank; None: `last_rank()`.
 
         Returns:
-            From a cause to seconds; they add up to the makespan.
+            From an entry to seconds, all entries in their order; they add up to the makespan.
 
         Example:
             >>> import torch
             >>> from glasscluster import Cluster
             >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
             >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
-            >>> {cause: round(1e6 * s) for cause, s in timeline.breakdown(0).items() if s}  # microseconds
+            >>> {entry: round(1e6 * s) for entry, s in timeline.breakdown(0).items() if s}  # microseconds
             {'compute': 2080, 'exposed_world': 420}
         """
         return idle.breakdown(self, self.last_rank() if rank is None else rank)
 
     def split(self) -> list[dict[str, float]]:
-        """Divide each rank's makespan into five kinds of seconds.
+        """Divide each rank's makespan as `breakdown` does, and its compute by what is communicated meanwhile.
 
         Returns:
-            For each rank, seconds by `alone`, `overlapped`, `optimizer`, `exposed` and `bubble`, which add up to
-            the makespan (see idle.split).
+            For each rank, seconds by entry, with `alone` and `overlapped` in the place of `compute`; they add
+            up to the makespan (see idle.split).
 
         Example:
             >>> import torch
             >>> from glasscluster import Cluster
             >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
             >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
-            >>> {name: round(1e6 * s) for name, s in timeline.split()[0].items()}  # microseconds
-            {'alone': 2080, 'overlapped': 0, 'optimizer': 0, 'exposed': 420, 'bubble': 0}
+            >>> {name: round(1e6 * s) for name, s in timeline.split()[0].items() if s}  # microseconds
+            {'alone': 2080, 'exposed_world': 420}
         """
         return idle.split(self)
-
-    def idle_causes(self) -> list[dict[str, float]]:
-        """Divide each rank's idle time by cause.
-
-        Returns:
-            For each rank, idle seconds by cause; those with the awaited message on the wire are `communication`.
-
-        Example:
-            >>> import torch
-            >>> from glasscluster import Cluster
-            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
-            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
-            >>> {cause: round(1e6 * s) for cause, s in timeline.idle_causes()[0].items()}  # microseconds
-            {'communication': 420, 'dependency': 0, 'warm-up': 0, 'drain': 0}
-        """
-        return idle.idle_causes(self)
 
     # ---- the critical path (critical_path.py) --------------------------------------------------------------
     @cached_property

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from glasscluster.base.breakdown import BUSY, ENTRIES, capital, entry_of, in_order
 from glasscluster.sim.recording.events import PHASES
-from glasscluster.sim.time.idle import IDLE_CAUSES
 from glasscluster.sim.time.what_if import critical_seconds, makespans_if_faster
 from glasscluster.visualize.figures.layout import plain_layout
-from glasscluster.visualize.figures.palette import IDLE, KINDS, SPLIT, Look
+from glasscluster.visualize.figures.palette import KINDS, SPLIT, Look, look_of
 from glasscluster.visualize.figures.timeline import time_unit
 from glasscluster.visualize.words import word
 
@@ -23,18 +23,41 @@ MOST_RANKS = 64  # at most so many ranks get a bar
 
 def split_figure(timeline: Timeline, lang: str = "en") -> Figure:
     """Draw each rank's makespan as a stack of seconds that add up to it exactly (Timeline.split)."""
-    parts = timeline.split()[:MOST_RANKS]
-    rows = {key: [p[key] for p in parts] for key in SPLIT}
-    return _per_rank(
-        timeline, rows, SPLIT, lang, {"alone": "alone", "overlapped": "overlapped", "bubble": "waiting"}
-    )
+    return _per_rank(timeline, timeline.split()[:MOST_RANKS], lang)
 
 
 def idle_figure(timeline: Timeline, lang: str = "en") -> Figure:
-    """Draw each rank's idle time by cause (Timeline.idle_causes)."""
-    causes = timeline.idle_causes()[:MOST_RANKS]
-    rows = {key: [c[key] for c in causes] for key in IDLE_CAUSES}
-    return _per_rank(timeline, rows, IDLE, lang, {})
+    """Draw each rank's idle time by reason: the breakdown without what works, so that small waits are seen."""
+    ranks = range(min(timeline.graph.ranks, MOST_RANKS))
+    parts = [timeline.breakdown(rank) for rank in ranks]
+    return _per_rank(timeline, [{k: v for k, v in p.items() if k not in BUSY} for p in parts], lang)
+
+
+def series(
+    breakdowns: Sequence[Mapping[str, float]], lang: str, factor: float = 1.0
+) -> dict[str, tuple[Look, list[float]]]:
+    """Breakdowns as stacked bars: by name of entry, how it is drawn and its value in each breakdown.
+
+    Entries that are zero everywhere are left out; values are multiplied by `factor`.
+    """
+    keys = in_order({key for breakdown in breakdowns for key in breakdown if key not in SPLIT})
+    halves = [key for key in SPLIT if any(key in breakdown for breakdown in breakdowns)]
+    shown = {}
+    for key in [*halves, *keys]:
+        values = [factor * breakdown.get(key, 0.0) for breakdown in breakdowns]
+        if any(values):
+            shown[legend(key, lang)] = (look(key), values)
+    return shown
+
+
+def legend(key: str, lang: str) -> str:
+    """What a legend calls an entry of the breakdown, or of Timeline.split."""
+    return word(key, lang) if key in SPLIT else capital(entry_of(key).name.in_(lang))
+
+
+def look(key: str) -> Look:
+    """How an entry of the breakdown, or of Timeline.split, is drawn."""
+    return SPLIT[key] if key in SPLIT else look_of(entry_of(key))
 
 
 def critical_figure(timeline: Timeline, lang: str = "en", factor: float = 2.0) -> Figure:
@@ -97,27 +120,20 @@ def kind_name(kind: str, lang: str) -> str:
 
 
 def _look(kind: str) -> Look:
-    return KINDS[kind] if kind in KINDS else KINDS["bubble"] if kind == "latency" else KINDS["collective"]
+    return KINDS[kind] if kind in KINDS else KINDS["other"] if kind == "latency" else KINDS["collective"]
 
 
-def _per_rank(
-    timeline: Timeline,
-    rows: Mapping[str, Sequence[float]],
-    looks: dict[str, Look],
-    lang: str,
-    words: dict[str, str],
-) -> Figure:
+def _per_rank(timeline: Timeline, breakdowns: Sequence[Mapping[str, float]], lang: str) -> Figure:
     import plotly.graph_objects as go
 
     factor, unit = time_unit(timeline.makespan)
-    ranks = min(timeline.graph.ranks, MOST_RANKS)
+    ranks = len(breakdowns)
     names = [f"{word('rank', lang)} {r}" for r in range(ranks)]
+    meanings = {legend(key, lang): entry.meaning.in_(lang) for key, entry in ENTRIES.items()}
     figure = go.Figure()
-    for key, values in rows.items():
-        if not any(values):
-            continue
-        look, label = looks[key], word(words.get(key, key), lang)
+    for label, (look_, values) in series(breakdowns, lang).items():
         shares = [f"{v / timeline.makespan:.1%}" for v in values]
+        means = f"<br>{meanings[label]}" if label in meanings else ""
         figure.add_trace(
             go.Bar(
                 name=label,
@@ -128,13 +144,13 @@ def _per_rank(
                 textposition="inside",
                 insidetextanchor="middle",
                 textangle=0,
-                textfont={"color": look.text},
+                textfont={"color": look_.text},
                 marker={
-                    "color": look.fill,
-                    "pattern": {"shape": look.hatch, "fgcolor": look.ink, "size": 7, "solidity": 0.2},
+                    "color": look_.fill,
+                    "pattern": {"shape": look_.hatch, "fgcolor": look_.ink, "size": 7, "solidity": 0.2},
                     "line": {"color": "#ffffff", "width": 1},
                 },
-                hovertemplate=f"%{{y}}<br>{label}: %{{x:.5g}} {unit} (%{{text}})<extra></extra>",
+                hovertemplate=f"%{{y}}<br>{label}: %{{x:.5g}} {unit} (%{{text}}){means}<extra></extra>",
             )
         )
     figure.update_layout(

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.sim.recording.events import CATEGORIES
+from glasscluster.visualize.figures.breakdown import series
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.memory import byte_unit, category_word
-from glasscluster.visualize.figures.palette import MEMORY, TIME
+from glasscluster.visualize.figures.palette import KINDS, MEMORY
 from glasscluster.visualize.figures.timeline import time_unit
 from glasscluster.visualize.words import word
 
@@ -90,7 +91,7 @@ def _panel(
             cliponaxis=False,
             marker={
                 "color": look.fill,
-                "pattern": {"shape": look.hatch, "fgcolor": "#ffffff", "size": 7, "solidity": 0.2},
+                "pattern": {"shape": look.hatch, "fgcolor": look.ink, "size": 7, "solidity": 0.2},
                 "line": {"color": "#ffffff", "width": 1},
             },
             hovertemplate=f"%{{y}}<br>{label}: %{{x:.4g}} {unit}<extra></extra>",
@@ -103,17 +104,10 @@ def _panel(
 
 def _time_panel(figure: Any, runs: Sequence[Contender], names: list[str], lang: str) -> str:
     factor, unit = time_unit(max(r.timeline.makespan for r in runs))
-    parts = [r.timeline.breakdown() for r in runs]
-    rows = {
-        "compute": [p["compute"] for p in parts],
-        "exposed": [sum(v for k, v in p.items() if k.startswith("exposed_")) for p in parts],
-        "bubble": [p["bubble"] for p in parts],
-        "optimizer": [p["optimizer"] for p in parts],
-    }
+    rows = series([r.timeline.breakdown() for r in runs], lang, factor)
     totals = [f"{r.timeline.makespan * factor:.3g}" for r in runs]
-    for key, values in rows.items():
-        last = totals if key == "optimizer" else None
-        _panel(figure, names, [v * factor for v in values], word(key, lang), TIME[key], unit, 1, last)
+    for number, (label, (look, values)) in enumerate(rows.items(), start=1):
+        _panel(figure, names, values, label, look, unit, 1, totals if number == len(rows) else None)
     return unit
 
 
@@ -121,7 +115,14 @@ def _sent_panel(figure: Any, runs: Sequence[Contender], names: list[str], lang: 
     divisor, unit = byte_unit(max(r.sent for r in runs))
     values = [r.sent / divisor for r in runs]
     _panel(
-        figure, names, values, word("sent_gpu", lang), TIME["exposed"], unit, 2, [f"{v:.3g}" for v in values]
+        figure,
+        names,
+        values,
+        word("sent_gpu", lang),
+        KINDS["collective"],
+        unit,
+        2,
+        [f"{v:.3g}" for v in values],
     )
     return unit
 

@@ -6,6 +6,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from glasscluster.base.breakdown import (
+    BUSY,
+    COMPUTE,
+    ENTRIES,
+    EXPOSED,
+    HOST,
+    OPTIMIZER,
+    RECOMPUTE,
+    Entry,
+    entry_of,
+)
+from glasscluster.sim.time.idle import ALONE, OVERLAPPED
+
 
 @dataclass(frozen=True)
 class Look:
@@ -19,17 +32,36 @@ class Look:
     ink: str = "#ffffff"
 
 
+def look_of(entry: Entry) -> Look:
+    """How an entry of the breakdown of time is drawn, wherever it is."""
+    return Look(entry.fill, entry.text, entry.hatch, entry.ink)
+
+
+HOST_WAIT = "host_wait"  # as a kind of bar; `host` is the host's own work, in its lane
+
+
+def kind_of_gap(key: str) -> str:
+    """The kind of bar of a gap by its entry; axes of users' own programs share one kind."""
+    if key == HOST:
+        return HOST_WAIT
+    return key if key in ENTRIES or not key.startswith(EXPOSED) else EXPOSED
+
+
+_WAITS = [key for key in ENTRIES if key not in BUSY]
+_WAITS.insert(_WAITS.index(HOST), f"{EXPOSED}_")  # the other axes
+IDLE_KINDS: dict[str, Look] = {kind_of_gap(key): look_of(entry_of(key)) for key in _WAITS}
+
 KINDS: dict[str, Look] = {
-    "forward": Look("#0072B2", "#ffffff"),
+    "forward": look_of(ENTRIES[COMPUTE]),
     "backward": Look("#E69F00"),
     "weight": Look("#009E73", "#000000", "-", "#00664a"),
-    "recompute": Look("#56B4E9", "#000000", "."),
-    "optimizer": Look("#F0E442"),
+    "recompute": look_of(ENTRIES[RECOMPUTE]),
+    "optimizer": look_of(ENTRIES[OPTIMIZER]),
     "other": Look("#bdbdbd"),
     "collective": Look("#D55E00", "#000000", "/"),
     "p2p": Look("#CC79A7", "#000000", "x"),
     "host": Look("#a08c5b", "#000000", "-"),
-    "bubble": Look("#f2f2f2", "#404040", "/", "#cfcfcf"),
+    **IDLE_KINDS,
 }
 # kinds of bars in a layer's strip (strip.py): three shades of compute, and messages
 LAYER: dict[str, Look] = {
@@ -65,25 +97,9 @@ MEMORY: dict[str, Look] = {
     "buffers": Look("#9aa0a6", "#000000", "-"),
 }
 
-TIME: dict[str, Look] = {  # how a step's seconds are spent
-    "compute": KINDS["forward"],
-    "exposed": KINDS["collective"],
-    "bubble": Look("#d9d9d9", "#000000", "/", "#9a9a9a"),
-    "optimizer": KINDS["optimizer"],
-}
-
-SPLIT: dict[str, Look] = {  # how one rank's makespan is divided (Timeline.split), in stacking order
-    "alone": KINDS["forward"],
-    "overlapped": Look("#56B4E9", "#000000", "/", "#2a7fb0"),
-    "optimizer": KINDS["optimizer"],
-    "exposed": KINDS["collective"],
-    "bubble": Look("#d9d9d9", "#000000", "x", "#b0b0b0"),
-}
-IDLE: dict[str, Look] = {  # why a rank was idle
-    "communication": KINDS["collective"],
-    "dependency": Look("#9aa0a6", "#000000", ".", "#5f6368"),
-    "warm-up": Look("#56B4E9", "#000000", "-", "#2a7fb0"),
-    "drain": Look("#d9d9d9", "#000000", "x", "#a0a0a0"),
+SPLIT: dict[str, Look] = {  # compute, divided further (Timeline.split)
+    ALONE: look_of(ENTRIES[COMPUTE]),
+    OVERLAPPED: Look(ENTRIES[COMPUTE].fill, "#ffffff", "/", "#9cc4de"),
 }
 
 

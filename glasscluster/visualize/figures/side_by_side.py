@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from glasscluster.base.breakdown import PAPERS
 from glasscluster.visualize.figures.layout import CELL_AXIS, QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import KINDS
 from glasscluster.visualize.figures.timeline import (
@@ -91,10 +92,9 @@ def _bars(go: Any, kind: str, bars: list[Bar], factor: float, lang: str) -> Any:
 
 
 def _note(name: str, timeline: Timeline, y: float, factor: float, unit: str, lang: str) -> dict[str, Any]:
-    bubble = timeline.bubble()["bubble_fraction"]
-    text = (
-        f"<b>{name}</b>: {timeline.makespan * factor:.4g} {unit}, {word('table_bubble', lang)} {bubble:.1%}"
-    )
+    papers = timeline.bubble()["bubble_fraction"]
+    text = f"<b>{name}</b>: {timeline.makespan * factor:.4g} {unit}"
+    text += "" if papers is None else f", {PAPERS['bubble_fraction'][0].in_(lang)} {papers:.1%}"
     return {
         "text": text,
         "x": 0,

@@ -29,7 +29,7 @@ def timeline_svg(timeline: Timeline, title: str = "") -> str:
     ranks = min(timeline.graph.ranks, RANKS)
     scale = WIDTH / (timeline.makespan or 1.0)
     parts = [
-        f'<rect x="0" y="{r * LANE}" width="{WIDTH}" height="12" fill="{KINDS["bubble"].fill}"/>'
+        f'<rect x="0" y="{r * LANE}" width="{WIDTH}" height="12" fill="{KINDS["wait"].fill}"/>'
         for r in range(ranks)
     ]
     for block in timeline.blocks():

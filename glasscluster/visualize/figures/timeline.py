@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glasscluster.base.breakdown import BUSY, capital, entry_of
 from glasscluster.sim.recording.events import COLLECTIVE, COMPUTE, HOST, PHASES, SEND
+from glasscluster.sim.time.idle import possible_entries
 from glasscluster.visualize.figures.layout import FONT
-from glasscluster.visualize.figures.palette import CRITICAL, KINDS
+from glasscluster.visualize.figures.palette import CRITICAL, IDLE_KINDS, KINDS, kind_of_gap
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
@@ -66,13 +68,12 @@ def timeline_figure(timeline: Timeline, lang: str = "en", title: str | None = No
 
     factor, unit = time_unit(timeline.makespan)
     bars = [*compute_bars(timeline, lang, factor, unit), *communication_bars(timeline, lang, factor, unit)]
-    idle = _idle(timeline, lang, factor, unit)
+    idle = idle_bars(timeline, lang, factor, unit)
     shown, note = _legible(bars, timeline, lang, factor, unit)
     idle, _unused = _legible(idle, timeline, lang, factor, unit)
     figure = go.Figure()
-    kinds = ["bubble", *(k for k in KINDS if k != "bubble")]
-    for kind in kinds:
-        mine = [b for b in (idle if kind == "bubble" else shown) if b.kind == kind]
+    for kind in (*IDLE_KINDS, *(k for k in KINDS if k not in IDLE_KINDS)):
+        mine = [b for b in (idle if kind in IDLE_KINDS else shown) if b.kind == kind]
         if mine:
             figure.add_trace(_trace(go, mine, kind, lang, factor))
     critical = [b for b in shown if b.critical]
@@ -100,7 +101,8 @@ def timeline_axes(timeline: Timeline, lang: str = "en") -> Figure:
     used |= {"p2p"} if ((graph.kind == SEND) & (graph.sequence < 0)).any() else set()
     used |= {"host"} if (graph.kind == HOST).any() else set()
     figure = go.Figure()
-    for kind in ("bubble", *(k for k in KINDS if k in used)):
+    idle = [kind_of_gap(key) for key in possible_entries(graph) if key not in BUSY]
+    for kind in (*idle, *(k for k in KINDS if k in used)):
         figure.add_trace(_trace(go, [], kind, lang, factor))
     figure.add_trace(_outline(go, [], lang, factor))
     figure.update_layout(**_layout(timeline, lang, None, unit, factor, ""))
@@ -153,21 +155,17 @@ def communication_bars(timeline: Timeline, lang: str, factor: float, unit: str) 
         yield Bar(kind, centre, height * 0.94, work["start"], work["end"], "", hover, work["critical"])
 
 
-def _idle(timeline: Timeline, lang: str, factor: float, unit: str) -> list[Bar]:
+def idle_bars(timeline: Timeline, lang: str, factor: float, unit: str) -> list[Bar]:
+    """Make the bars of idle time: one for each gap, of the kind of its reason."""
     bars = []
     for gap in timeline.all_gaps:
-        if gap.length <= 0:
-            continue
-        hover = [
-            f"<b>{word('rank', lang)} {gap.rank} · {word('bubble', lang)}</b>",
-            *_span(gap.start, gap.end, lang, factor, unit),
-        ]
-        hover.append(
-            f"{word('cause', lang)}: {word(gap.cause, lang)}" + (f" ({gap.axis})" if gap.axis else "")
-        )
-        bars.append(
-            Bar("bubble", gap.rank + COMPUTE_HEIGHT / 2, COMPUTE_HEIGHT, gap.start, gap.end, "", hover)
-        )
+        name = capital(entry_of(gap.entry).name.in_(lang))
+        hover = [f"<b>{word('rank', lang)} {gap.rank} · {name}</b>"]
+        hover += _span(gap.start, gap.end, lang, factor, unit)
+        if gap.awaited not in (-1, gap.rank):
+            hover.append(f"{word('follows', lang)}: {word('rank', lang)} {gap.awaited}")
+        kind, centre = kind_of_gap(gap.entry), gap.rank + COMPUTE_HEIGHT / 2
+        bars.append(Bar(kind, centre, COMPUTE_HEIGHT, gap.start, gap.end, "", hover))
     return bars
 
 
@@ -219,6 +217,7 @@ def _numbers(values: Iterable[float]) -> list[float]:
 def _trace(go: Any, bars: list[Bar], kind: str, lang: str, factor: float) -> Any:
     look = KINDS[kind]
     lanes = kind in ("collective", "p2p", "host")
+    means = f"<br>{word(f'means_{kind}', lang)}" if kind in IDLE_KINDS else ""
     return go.Bar(
         name=word(kind, lang),
         meta=kind,
@@ -234,10 +233,10 @@ def _trace(go: Any, bars: list[Bar], kind: str, lang: str, factor: float) -> Any
         textfont={"color": look.text, "size": 14},
         cliponaxis=True,
         customdata=["<br>".join(b.hover) for b in bars],
-        hovertemplate="%{customdata}<extra></extra>",
+        hovertemplate=f"%{{customdata}}{means}<extra></extra>",
         marker={
             "color": look.fill,
-            "line": {"color": "#ffffff", "width": 0 if lanes or kind == "bubble" else 1},
+            "line": {"color": "#ffffff", "width": 0 if lanes or kind in IDLE_KINDS else 1},
             "pattern": {"shape": look.hatch, "fgcolor": look.ink, "size": 6, "solidity": 0.25},
         },
     )

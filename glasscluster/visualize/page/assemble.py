@@ -14,12 +14,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from glasscluster.base.breakdown import BUSY
 from glasscluster.base.files import write_text
 from glasscluster.base.rows import tally
 from glasscluster.base.sources import Paper, cited, papers
 from glasscluster.base.text import LANGUAGES, Said
+from glasscluster.sim.time.idle import possible_entries
 from glasscluster.visualize.figures import ledger
-from glasscluster.visualize.figures.palette import KINDS
+from glasscluster.visualize.figures.palette import KINDS, kind_of_gap
 from glasscluster.visualize.page.chapters import chapter_contents, packed_graph, page_figures, plain, views
 from glasscluster.visualize.page.report import LessonPage, Report
 from glasscluster.visualize.words import CATALOGUE, word
@@ -28,14 +30,14 @@ PLOTLY = "plotly-basic-4.1.1.min.js"
 # Each file of ENGINE is a copy of the Python file that its header names, but for bar_arrays.js; none needs a
 # page, so the tests run them under node.
 ENGINE: tuple[str, ...] = ("packed.js", "order.js", "graph.js", "hardware.js", "cost.js", "critical_path.js")
-ENGINE += ("idle.js", "bars.js", "timeline.js", "replay.js", "trace.js", "bar_arrays.js")
+ENGINE += ("breakdown.js", "idle.js", "bars.js", "timeline.js", "replay.js", "trace.js", "bar_arrays.js")
 SCRIPTS = (*ENGINE, "canvas.js", "timeline_tab.js", "report.js")
+# words that every page's script may say; page_words adds what time goes to
 PAGE_WORDS: tuple[str, ...] = ("show_table", "hide_table", "table_cut", "you_said", "not_a_number", "drawn")
 PAGE_WORDS += ("out_of_range", "follows", "whatif_idle", "whatif_says", "whatif_shared")
-PAGE_WORDS += ("rank", "opt", "to_rank", "launched", "from_to", "length", "axis", "cause", "events")
+PAGE_WORDS += ("rank", "opt", "to_rank", "launched", "from_to", "length", "axis", "events")
 PAGE_WORDS += ("messages_of", "forward", "backward", "weight", "recompute", "optimizer", "other")
-PAGE_WORDS += ("collective", "p2p", "host", "bubble")
-PAGE_WORDS += ("communication", "dependency", "warm-up", "drain")
+PAGE_WORDS += ("collective", "p2p", "host", "entry_exposed")
 TABS = ("story", "timeline", "memory", "network", "ledger", "checks")
 
 
@@ -79,6 +81,21 @@ def plotly_source() -> str:
 def script_hash(script: str) -> str:
     """What a content security policy says of a script that it allows."""
     return "'sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() + "'"
+
+
+def page_words(report: Report) -> dict[str, dict[str, str]]:
+    """What the page's script says, by key and language: of the entries of time, those that can occur.
+
+    A page without a pipeline so has no word about bubbles.
+    """
+    keys = list(PAGE_WORDS)
+    for graph in (chapter.run.graph for chapter in report.chapters):
+        for entry in possible_entries(graph):
+            kind = kind_of_gap(entry)
+            keys += [kind] if entry in BUSY else [kind, f"means_{kind}"]
+            keys += [f"entry_{entry}"] if f"entry_{entry}" in CATALOGUE else []
+        keys += ["whatif_papers"] if graph.pipelined else []
+    return {key: {"en": CATALOGUE[key].en, "zh": CATALOGUE[key].zh} for key in keys}
 
 
 def _json(content: Any) -> str:
@@ -132,7 +149,7 @@ def render(report: Report) -> str:
         "views": dict(views(report)),
         "palette": {k: vars(look) for k, look in KINDS.items()},
         "ledger": ledger_csv(report),
-        "words": {k: {"en": CATALOGUE[k].en, "zh": CATALOGUE[k].zh} for k in PAGE_WORDS},
+        "words": page_words(report),
         "lesson": report.lesson and _asked(report.lesson),
     }
     hardware = list(dict.fromkeys(h for c in report.chapters for h in c.timelines))

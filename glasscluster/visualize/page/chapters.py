@@ -8,8 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from glasscluster.base.breakdown import PAPERS, PAPERS_DEFINITIONS, entry_of
 from glasscluster.base.rows import tally
+from glasscluster.base.text import Said
 from glasscluster.sim.recording.packed import pack_graph
+from glasscluster.sim.time.idle import possible_entries
 from glasscluster.visualize.figures import ledger, network
 from glasscluster.visualize.figures.breakdown import critical_figure, idle_figure, split_figure
 from glasscluster.visualize.figures.compare import comparison_figure, contender
@@ -145,15 +148,22 @@ def _summary(timeline: Timeline, model_flops: float, causal_flops: float | None)
     said = timeline.summary(model_flops, causal_flops)
     rows = [
         ("table_step", f"{said['makespan_s'] * factor:.4g} {unit}"),
-        ("table_bubble", f"{said['bubble_fraction']:.1%}"),
-        ("over_ideal", f"{said['bubble_over_ideal']:.1%}"),
         ("table_exposed", f"{said['exposed_comm_s'] * factor:.4g} {unit}"),
     ]
+    rows += [(f"table_{key}", f"{said[key]:.1%}") for key in PAPERS if said[key] is not None]
     if model_flops:
         rows.append(("table_mfu", f"{said['mfu']:.2%}"))
         rows += [("table_mfu_causal", f"{said['mfu_causal']:.2%}")] if causal_flops is not None else []
         rows.append(("table_hfu", f"{said['hfu']:.2%}"))
     return rows
+
+
+def _words(timeline: Timeline) -> list[Said]:
+    """The definitions of all that can stand in the breakdown of this run; of the papers' bubble, if it is a
+    pipeline.
+    """
+    said = [entry_of(key).definition for key in possible_entries(timeline.graph)]
+    return [*said, *(PAPERS_DEFINITIONS.values() if timeline.graph.pipelined else ())]
 
 
 def chapter_contents(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -175,6 +185,7 @@ def chapter_contents(report: Report, figures: dict[str, Any]) -> Iterator[dict[s
                     "figure": f"tl-{number}-{place}",
                     "more": [(key, f"{key}-{number}-{place}") for key in ("split", "idle", "path")],
                     "summary": _summary(t, *flops),
+                    "words": _words(t),
                 }
                 for place, (name, t) in enumerate(chapter.timelines.items())
             ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from glasscluster.base.breakdown import PAPERS, listed
 from glasscluster.base.rows import tally
 from glasscluster.base.text import LANGUAGES, Said
 from glasscluster.visualize.page.report import StoryStep
@@ -19,7 +20,11 @@ def story_of(run: Run, timeline: Timeline) -> Iterator[StoryStep]:
     """What can be said of any run, each sentence with the view it speaks of."""
 
     def step(key: str, view: str, **values: Any) -> StoryStep:
-        return StoryStep(Said(*(word(key, lang, **values) for lang in LANGUAGES)), view)
+        said = {
+            lang: {k: v.in_(lang) if isinstance(v, Said) else v for k, v in values.items()}
+            for lang in LANGUAGES
+        }
+        return StoryStep(Said(*(word(key, lang, **said[lang]) for lang in LANGUAGES)), view)
 
     losses = [float(x) for x in getattr(run.results[-1], "losses", [])] if run.results else []
     if losses:
@@ -27,15 +32,18 @@ def story_of(run: Run, timeline: Timeline) -> Iterator[StoryStep]:
             "told_loss", "tab=checks", first=losses[0], last=losses[-1], steps=len(losses), gpus=run.gpus
         )
     said = timeline.summary()
-    time = {
-        "step": said["makespan_s"] * 1e3,
-        "hardware": timeline.hardware.name,
-        "exposed": said["exposed_comm_s"] * 1e3,
-    }
-    if pipelined(run):
-        yield step("told_time_of_a_pipeline", "tab=timeline", bubble=said["bubble_fraction"], **time)
-    else:
-        yield step("told_time", "tab=timeline", **time)
+    yield step(
+        "told_time",
+        "tab=timeline",
+        step=said["makespan_s"] * 1e3,
+        hardware=timeline.hardware.name,
+        rank=timeline.last_rank(),
+        entries=listed(said["breakdown_s"]),
+    )
+    if said["bubble_fraction"] is not None:
+        name, meaning = PAPERS["bubble_fraction"]
+        shares = {"bubble": said["bubble_fraction"], "over": said["bubble_over_ideal"]}
+        yield step("told_papers", "tab=timeline", name=name, meaning=meaning, **shares)
     peaks = [total for total, _ in run.peak_memory()]
     yield step("told_memory", "tab=memory", peak=max(peaks) / 1e6)
     sent = run.graph.bytes_sent()
@@ -44,8 +52,3 @@ def story_of(run: Run, timeline: Timeline) -> Iterator[StoryStep]:
     if run.checks:
         counts = tally(run.checks).said
         yield StoryStep(Said(f"Checks: {counts.en}.", f"检查：{counts.zh}。"), "tab=ledger")
-
-
-def pipelined(run: Run) -> bool:
-    """Whether stages pass micro-batches on, so that there is a bubble to speak of."""
-    return int((run.info.get("plan") or {}).get("pp", 1)) > 1

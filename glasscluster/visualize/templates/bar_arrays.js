@@ -3,13 +3,16 @@
    time. It has no counterpart in Python: bars.js and idle.js say what is a block, a communication, a gap. */
 const GlassBarArrays = (function () {
   const DRAWN = ["forward", "backward", "weight", "recompute", "optimizer", "other"];
-  DRAWN.push("collective", "p2p", "host", "bubble");
-  const WHOLE = ["lane", "kind", "axis", "rank", "first", "last", "critical", "micro", "cause", "events"];
+  DRAWN.push("collective", "p2p", "host");
+  const FIRST_IDLE = DRAWN.length; // from here on, reasons for which a compute lane is idle
+  DRAWN.push("exposed_tp", "exposed_pp", "exposed_dp", "exposed_cp", "exposed_ep", "exposed");
+  DRAWN.push("host_wait", "bubble", "wait");
+  const WHOLE = ["lane", "kind", "axis", "rank", "first", "last", "critical", "micro", "awaited", "events"];
   const REALS = ["start", "end", "flops"];
 
   /* Of each bar: `kind` (its number in DRAWN), rank, axis (-1 on the compute lane), start, end, first, last
-     row, critical, micro-batch, cause (in IDLE_CAUSES), events and FLOPs joined in it. The bars of lane l are
-     lanePtr[l] to lanePtr[l + 1]. Written straight to their places in typed arrays: every slider step makes
+     row, critical, micro-batch, the rank that is awaited (-1: none), events and FLOPs joined in it. The bars
+     of lane l are lanePtr[l] to lanePtr[l + 1]. Written straight to their places in typed arrays: every slider step makes
      them all anew. */
   function barArrays(timeline) {
     const { graph } = timeline;
@@ -50,7 +53,7 @@ const GlassBarArrays = (function () {
       return at;
     };
     b.micro.fill(-1);
-    b.cause.fill(-1);
+    b.awaited.fill(-1);
     const numbers = Object.fromEntries(DRAWN.map((kind, i) => [kind, i]));
     const ofPhase = graph.phases.map((phase) => numbers[phase]);
     for (let i = 0; i < blocks.n; i++) {
@@ -61,7 +64,7 @@ const GlassBarArrays = (function () {
       b.events[at] = blocks.events[i];
       b.flops[at] = blocks.flops[i];
     }
-    const { collective, host, p2p, bubble } = numbers;
+    const { collective, host, p2p } = numbers;
     const ofKind = graph.kinds.map((kind) => ({ collective, host, send: p2p })[kind]);
     for (let i = 0; i < works.n; i++) {
       const row = works.row[i];
@@ -70,12 +73,19 @@ const GlassBarArrays = (function () {
       b.critical[at] = works.critical[i];
       b.events[at] = 1;
     }
+    const ofEntry = GlassBreakdown.entriesOf(graph).map((entry) => numbers[kindOfGap(entry)]);
     for (let i = 0; i < lasting.length; i++) {
       const [gap, row] = [lasting[i], gaps.row[lasting[i]]];
-      const at = set(firstGap + i, bubble, -1, gaps.rank[gap], row, row, gaps.end[gap]);
-      b.cause[at] = gaps.cause[gap];
+      const at = set(firstGap + i, ofEntry[gaps.entry[gap]], -1, gaps.rank[gap], row, row, gaps.end[gap]);
+      b.awaited[at] = gaps.awaited[gap];
     }
     return b;
+  }
+
+  /* How a gap with an entry of the breakdown is drawn: "host" is the host's own work, in its lane. */
+  function kindOfGap(entry) {
+    if (entry === "host") return "host_wait";
+    return DRAWN.includes(entry) || !entry.startsWith("exposed_") ? entry : "exposed";
   }
 
   /* Where each bar stands among all, by lane, and in a lane by start; and where each lane begins. */
@@ -109,5 +119,5 @@ const GlassBarArrays = (function () {
     }
   }
 
-  return { DRAWN, barArrays };
+  return { DRAWN, FIRST_IDLE, kindOfGap, barArrays };
 })();

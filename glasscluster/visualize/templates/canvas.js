@@ -154,7 +154,7 @@ const GlassCanvas = (function () {
       ctx.globalCompositeOperation = "source-over";
       for (const i of wide) {
         const [a, b, kind] = [left(i), right(i), bars.kind[i]];
-        const edge = bars.axis[i] < 0 && kinds[kind] !== "bubble";
+        const edge = bars.axis[i] < 0 && kind < GlassBarArrays.FIRST_IDLE;
         dress(ctx, { a, b, top, height }, looks[kind], patterns[kind], edge, () => label(i));
         if (bars.critical[i]) outlined.push([a, top, b - a, height]);
       }
@@ -185,20 +185,21 @@ const GlassCanvas = (function () {
   }
 
   /* A pixel column takes the colour of the kind that was busy for most of it, as strong as its busy share;
-     idle time is the ground it stands on, never a kind of its own. */
+     idle time, in the colour of its commonest reason, is the ground it stands on. */
   function columns(share, colours, pixels, W) {
-    const idle = colours.length - 1;
+    const first = GlassBarArrays.FIRST_IDLE;
     for (let c = 0; c < W; c++) {
-      let best = 0,
-        busy = 0;
-      for (let k = 0; k < idle; k++) {
-        const s = share[k * W + c];
-        busy += s;
-        if (s > share[best * W + c]) best = k;
+      const most = [0, first]; // the kind with the largest share: of those that are busy, and of those idle
+      const sum = [0, 0];
+      for (let k = 0; k < colours.length; k++) {
+        const [s, idle] = [share[k * W + c], k < first ? 0 : 1];
+        sum[idle] += s;
+        if (s > share[most[idle] * W + c]) most[idle] = k;
       }
-      const total = busy + share[idle * W + c];
+      const total = sum[0] + sum[1];
+      const [busy, ground] = most.map((k) => colours[k]);
       for (let p = 0; p < 3; p++)
-        pixels[4 * c + p] = total ? (colours[best][p] * busy + colours[idle][p] * (total - busy)) / total : 0;
+        pixels[4 * c + p] = total ? (busy[p] * sum[0] + ground[p] * sum[1]) / total : 0;
       pixels[4 * c + 3] = Math.round(255 * Math.min(1, total));
     }
     share.fill(0);

@@ -37,6 +37,8 @@ const GlassGraph = (function () {
       this.communicating = this.rows.flat().filter((i) => drawn(this.kind[i], this.sequence[i]));
       this.communicating = Int32Array.from(this.communicating);
       nameLaunches(this);
+      this.stages = stages(this);
+      this.pipelined = this.stages.some((stage) => stage > 0);
     }
 
     /* The rows that a row follows (its message is not among them: see `match`). */
@@ -71,6 +73,18 @@ const GlassGraph = (function () {
     }
     graph.axes = axes;
     graph.joins = joins.size;
+  }
+
+  /* Each rank's pipeline stage: its place in its longest communicator on the axis `pp`, else 0. */
+  function stages(graph) {
+    return Array.from({ length: graph.ranks }, (_, rank) => {
+      let longest = [rank];
+      for (const [axis, members] of Object.values(graph.groups[rank] || {})) {
+        const mine = axis === "pp" && members.includes(rank);
+        if (mine && members.length > longest.length) longest = members;
+      }
+      return longest.indexOf(rank);
+    });
   }
 
   /* Sets `launches`, the rows that launched a collective, and `launchOf`: of each row of a collective the one

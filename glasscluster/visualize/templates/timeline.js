@@ -22,12 +22,19 @@ const GlassTimeline = (function () {
     }
 
     // ---- when communication began
-    /* Of each collective, by its number: when the last rank had launched it. */
+    /* Of each collective, by its number: the row of the last launch, that of the lowest rank of several. */
     #lastLaunches() {
       const { graph, start } = this;
-      const last = new Float64Array(graph.joins);
-      for (const i of graph.launches) last[graph.join[i]] = Math.max(last[graph.join[i]], start[i]);
+      const last = new Int32Array(graph.joins).fill(-1);
+      for (const i of graph.launches) {
+        const join = graph.join[i];
+        if (last[join] < 0 || start[i] > start[last[join]]) last[join] = i;
+      }
       return last;
+    }
+
+    #lastLaunch(row) {
+      return this.graph.join[row] < 0 ? -1 : this.#once("launches", () => this.#lastLaunches())[this.graph.join[row]];
     }
 
     /* The row with which the rank of collective `row` launched it. */
@@ -37,11 +44,34 @@ const GlassTimeline = (function () {
 
     /* When (seconds) a collective or message really began: when everybody had come to it. */
     underWay(row) {
-      const { kind, KIND, match, join } = this.graph;
+      const { kind, KIND, match } = this.graph;
       if (kind[row] === KIND.recv) return this.start[match[row]];
       if (kind[row] === KIND.send) return this.start[row];
-      if (kind[row] === KIND.host || join[row] < 0) return 0; // the host: its link or its CPU is busy
-      return this.#once("launches", () => this.#lastLaunches())[join[row]];
+      if (kind[row] === KIND.host) return 0; // the host: its link or its CPU is busy
+      const last = this.#lastLaunch(row);
+      return last < 0 ? 0 : this.start[last];
+    }
+
+    /* The rank that whoever waits for a row waits for: of a message the one at its other end, of a collective
+       the one that came to it last, of the host's work the rank itself. */
+    awaited(row) {
+      const { kind, KIND, match, rank, peer } = this.graph;
+      if (kind[row] === KIND.recv) return rank[match[row]];
+      if (kind[row] === KIND.send) return peer[row];
+      const last = kind[row] === KIND.host ? -1 : this.#lastLaunch(row);
+      return rank[last < 0 ? row : last];
+    }
+
+    /* The rank that finishes last, the lowest of several. */
+    get lastRank() {
+      return this.#once("lastRank", () => {
+        const ends = new Float64Array(this.graph.ranks);
+        for (let i = 0; i < this.end.length; i++) {
+          const rank = this.graph.rank[i];
+          if (this.end[i] > ends[rank]) ends[rank] = this.end[i];
+        }
+        return ends.indexOf(Math.max(...ends));
+      });
     }
 
     // ---- busy time and bubbles
@@ -71,8 +101,9 @@ const GlassTimeline = (function () {
       return this.#once("useful", () => this.#useful()).map((rows) => rows.reduce(seconds, 0));
     }
 
-    /* Of Python's three bubble figures the first: idle time as a fraction of the window. */
+    /* Of the papers' three bubbles the first: idle time as a fraction of the window; null without a pipeline. */
     bubble() {
+      if (!this.graph.pipelined) return { bubble_fraction: null };
       const [first, last] = this.window;
       const total = this.graph.ranks * (last - first);
       const idle = total - this.useful().reduce((sum, seconds) => sum + seconds, 0);
@@ -96,6 +127,10 @@ const GlassTimeline = (function () {
       return GlassIdle.exposedComm(this);
     }
 
+    breakdown(rank = this.lastRank) {
+      return GlassIdle.breakdown(this, rank);
+    }
+
     // ---- the critical path (critical_path.js)
     get criticalPath() {
       return this.#once("path", () => GlassCriticalPath.criticalPath(this));
@@ -109,7 +144,8 @@ const GlassTimeline = (function () {
     #summary() {
       const exposed = this.exposedComm().reduce((sum, seconds) => sum + seconds, 0);
       const exposed_comm_s = this.graph.ranks ? exposed / this.graph.ranks : 0;
-      return { makespan_s: this.makespan, ...this.bubble(), exposed_comm_s };
+      const breakdown_s = this.breakdown();
+      return { makespan_s: this.makespan, ...this.bubble(), exposed_comm_s, breakdown_s };
     }
 
     // ---- for pictures (bars.js)

@@ -3,7 +3,7 @@
    what-if is on, the bars are on a canvas. Hover, choice, what-if and downloads ask the replayed graph, never
    the picture. */
 const GlassTimelineTab = function (page) {
-  const { DRAWN } = GlassBarArrays;
+  const { DRAWN, FIRST_IDLE } = GlassBarArrays;
   const { data, say } = page;
   const graphs = new Map(); // chapter number -> promise of its graph
   const views = new Map(); // figure id -> what is known and drawn of it
@@ -194,12 +194,13 @@ const GlassTimelineTab = function (page) {
     return bytes + " B";
   }
   const kindOf = (V, i) => DRAWN[V.now.bars.kind[i]];
+  const isGap = (V, i) => V.now.bars.kind[i] >= FIRST_IDLE;
 
   function digit(V, i) {
     const kind = kindOf(V, i),
       micro = V.now.bars.micro[i];
     if (kind === "optimizer") return say("opt");
-    if (V.now.bars.axis[i] >= 0 || micro < 0 || kind === "other" || kind === "bubble") return "";
+    if (V.now.bars.axis[i] >= 0 || micro < 0 || kind === "other" || isGap(V, i)) return "";
     return kind === "weight" ? micro + "w" : String(micro);
   }
 
@@ -218,7 +219,7 @@ const GlassTimelineTab = function (page) {
     return (
       head +
       say(kind) +
-      (kind !== "bubble" && kind !== "optimizer" && kind !== "other" && b.micro[i] >= 0
+      (!isGap(V, i) && kind !== "optimizer" && kind !== "other" && b.micro[i] >= 0
         ? " " + b.micro[i]
         : "")
     );
@@ -243,14 +244,12 @@ const GlassTimelineTab = function (page) {
     );
     if (kind === "collective" || kind === "p2p" || kind === "host")
       lines.push(size(g.bytes[row]) + ", " + say("axis") + " " + g.axes[b.axis[i]]);
-    else if (kind === "bubble")
-      lines.push(
-        say("cause") +
-          ": " +
-          say(GlassIdle.IDLE_CAUSES[b.cause[i]]) +
-          (row >= 0 && g.axis[row] >= 0 ? " (" + g.axes[g.axis[row]] + ")" : ""),
-      );
-    else
+    else if (isGap(V, i)) {
+      const [other, axis] = [b.awaited[i], row >= 0 ? g.axis[row] : -1];
+      if (kind === "exposed") lines[0] += " (" + g.axes[axis] + ")";
+      if (other >= 0 && other !== b.rank[i]) lines.push(say("follows") + ": " + say("rank") + " " + other);
+      lines.push(say("means_" + kind));
+    } else
       lines.push(
         b.events[i] + " " + say("events") + ", " + Number((b.flops[i] / 1e6).toPrecision(4)) + " MFLOP",
       );
@@ -312,7 +311,7 @@ const GlassTimelineTab = function (page) {
       b.byRow = new Map();
       b.byJoin = new Map();
       for (let i = 0; i < b.n; i++) {
-        if (kindOf(V, i) === "bubble") continue;
+        if (isGap(V, i)) continue;
         b.byRow.set(b.first[i], i);
         if (b.axis[i] >= 0 && g.join[b.first[i]] >= 0)
           b.byJoin.set(g.join[b.first[i]] * g.ranks + b.rank[i], i);
@@ -347,7 +346,7 @@ const GlassTimelineTab = function (page) {
         )
           last = r;
       if (last >= 0) rows.push(last); // the rank that came last let it begin
-    } else if (kindOf(V, i) === "bubble") return [barOf(V, row)].filter((x) => x >= 0);
+    } else if (isGap(V, i)) return [barOf(V, row)].filter((x) => x >= 0);
     const bars = new Set();
     rows.forEach((r) => {
       for (const d of g.dependencies(r)) bars.add(barOf(V, d));
@@ -388,10 +387,9 @@ const GlassTimelineTab = function (page) {
 
   function walk(V, by) {
     const b = V.now.bars;
-    const bubble = DRAWN.indexOf("bubble");
     if (!b.inTime)
       b.inTime = Array.from({ length: b.n }, (_, i) => i)
-        .filter((i) => b.kind[i] !== bubble)
+        .filter((i) => b.kind[i] < FIRST_IDLE)
         .sort((x, y) => b.start[x] - b.start[y] || b.lane[x] - b.lane[y]);
     const at = b.inTime.indexOf(V.chosen);
     const i = b.inTime[Math.min(Math.max(at + by, 0), b.inTime.length - 1)];
@@ -419,6 +417,15 @@ const GlassTimelineTab = function (page) {
   }
 
   // ---- what if
+  function listed(breakdown) {
+    return GlassBreakdown.listed(breakdown, nameOf, page.state().lang === "zh" ? "、" : ", ");
+  }
+
+  function nameOf(key) {
+    const known = GlassBreakdown.ENTRIES.includes(key);
+    return known ? say("entry_" + key) : say("entry_exposed", { axis: key.slice("exposed_".length) });
+  }
+
   function tell(V) {
     const before = V.base.timeline.summary(),
       after = V.now.timeline.summary();
@@ -428,8 +435,9 @@ const GlassTimelineTab = function (page) {
       before: time(V, before.makespan_s, 4),
       after: time(V, after.makespan_s, 4),
       change: (change >= 0 ? "+" : "−") + Math.abs(100 * change).toFixed(1) + " %",
-      bubble: (100 * after.bubble_fraction).toFixed(1) + " %",
-      exposed: time(V, after.exposed_comm_s, 3),
+      rank: V.now.timeline.lastRank,
+      entries: listed(after.breakdown_s),
+      bubble: (100 * after.bubble_fraction).toFixed(1) + "%",
     };
     const shared = Boolean(V.about.hardware.shared);
     document.querySelectorAll(".whatif input, .whatif select").forEach((control) => {
@@ -439,7 +447,7 @@ const GlassTimelineTab = function (page) {
       ? say("whatif_shared", values)
       : V.now === V.base
         ? say("whatif_idle", values)
-        : say("whatif_says", values);
+        : say("whatif_says", values) + (V.g.pipelined ? " " + say("whatif_papers", values) : "");
     fillSelect(
       "whatif-kind",
       ["", ...V.kinds].map((k) => [

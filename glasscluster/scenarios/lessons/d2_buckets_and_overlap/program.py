@@ -10,13 +10,11 @@ from glasscluster.scenarios.lesson import lesson
 from glasscluster.sim.time.hardware import hardware
 from glasscluster.strategies.data import overlap
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.visualize.figures.palette import TIME
+from glasscluster.visualize.figures.breakdown import series
 from glasscluster.visualize.figures.plots import lines, stack
-from glasscluster.visualize.words import word
 
 KIB = 1024
 SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # KiB of a bucket
-PARTS = {"compute": "compute_s", "optimizer": "optimizer_s", "exposed": "exposed_s", "bubble": "bubble_s"}
 
 
 @lesson
@@ -46,11 +44,7 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     lab.row("end_of_last_bucket", end, None, "Eq 14", simulated=float(done.max()), **virtual)
 
     def step_in_parts(lang: str) -> Any:
-        shown = {}
-        for name, field in PARTS.items():
-            values = [getattr(result, field) * 1e3 for result in swept["1"]]
-            if any(values):
-                shown[word("waiting" if name == "bubble" else name, lang)] = (TIME[name], values)
+        shown = series([result.breakdown_s for result in swept["1"]], lang, 1e3)
         return stack([str(kib) for kib in SIZES], shown, lab.word("bucket_kib", lang), "ms")
 
     def on_three_wires(lang: str) -> Any:

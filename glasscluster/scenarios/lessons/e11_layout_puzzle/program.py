@@ -17,13 +17,12 @@ from glasscluster.strategies.data.zero import predict_state
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import train_rank
+from glasscluster.visualize.figures.breakdown import series
 from glasscluster.visualize.figures.cells import Table, cells_figure, shade
-from glasscluster.visualize.figures.palette import TIME
 from glasscluster.visualize.figures.plots import stack
 
 GPUS, NODE, LAYERS = 8, 4, 4
 ZEROS = (0, 1, 3)
-PARTS = ("compute", "exposed", "bubble", "optimizer")
 Choice = tuple[int, int, int, int]  # dp, tp, pp, ZeRO stage
 
 
@@ -172,15 +171,9 @@ def where_time_goes(lab: Lab, fits: dict[Choice, Recorded], order: list[Choice],
     """Draw the milliseconds of the last GPU to finish, part by part, from the fastest layout to the
     slowest.
     """
-    parts: dict[str, list[float]] = {part: [] for part in PARTS}
-    for choice in order:
-        split = fits[choice].split
-        exposed = sum(seconds for part, seconds in split.items() if part.startswith("exposed"))
-        for part in PARTS:
-            parts[part].append(1e3 * (exposed if part == "exposed" else split[part]))
-    series = {lab.word(part, lang): (TIME[part], values) for part, values in parts.items()}
+    shown = series([fits[choice].split for choice in order], lang, 1e3)
     names = [f"{d}·{t}·{p} Z{zero}" for d, t, p, zero in order]
-    return stack(names, series, lab.word("layouts", lang), lab.word("milliseconds", lang))
+    return stack(names, shown, lab.word("layouts", lang), lab.word("milliseconds", lang))
 
 
 def sixty_four_gpus() -> Any:

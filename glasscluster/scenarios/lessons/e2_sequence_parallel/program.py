@@ -15,9 +15,9 @@ from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge.activations import account, kept_by_a_layer, predict_layer
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import train_rank
+from glasscluster.visualize.figures.breakdown import look
 from glasscluster.visualize.figures.kept import by_layout
 from glasscluster.visualize.figures.matrices import matrices_figure
-from glasscluster.visualize.figures.palette import TIME
 from glasscluster.visualize.figures.plots import stack
 from glasscluster.visualize.figures.strip import layer_strip
 
@@ -177,11 +177,11 @@ def time_in_parts(lab: Lab, took: dict[tuple[str, str], tuple[float, float]], la
         for place in PLACES
         for key in VARIANTS
     ]
-    series = {}
+    shown = {}
     for i, part in enumerate(("compute", "exposed")):
         values = [took[key, place][i] for place in PLACES for key in VARIANTS]
-        series[lab.word(part, lang)] = (TIME[part], values)
-    return stack(names, series, "", lab.word("milliseconds", lang), totals=True)
+        shown[lab.word(part, lang)] = (look("exposed_tp" if part == "exposed" else part), values)
+    return stack(names, shown, "", lab.word("milliseconds", lang), totals=True)
 
 
 def matrices(lang: str) -> Any:

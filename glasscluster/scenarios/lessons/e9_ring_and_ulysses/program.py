@@ -124,7 +124,7 @@ def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
     sizes: dict[str, Any] = {f"{way}_{kind}": giga[way][kind] for way in every for kind in LONG_HEADS}
     lab.tell("long", **sizes)
     shares: dict[str, Any] = {
-        f"share_{way}": runs[way].timeline.summary()["bubble_fraction"] for way in ("ring", "zigzag")
+        f"share_{way}": runs[way].timeline.idle_fraction() for way in ("ring", "zigzag")
     }
     last_over_first = pairs["ring"][-1] / pairs["ring"][0]
     lab.tell("plain", view="tab=timeline&run=ring", last_over_first=last_over_first, **shares)

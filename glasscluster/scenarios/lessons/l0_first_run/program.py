@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from glasscluster.base.breakdown import entry_of
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
+from glasscluster.visualize.words import CATALOGUE
 
 
 @lesson
@@ -38,7 +40,7 @@ def first_run(lab: Lab, gpus: int = 4, steps: int = 3) -> None:
         view="tab=timeline",
         rank=gap.rank,
         length_us=gap.length * 1e6,
-        cause=gap.cause,
+        cause=CATALOGUE["exposed"] if gap.in_flight else entry_of(gap.entry).name,
         axis=gap.axis,
     )
     lab.conclude(busy=busy)
