@@ -634,7 +634,7 @@ EMPTY: tuple[Any, ...] = (0, False, "", [])  # what an `if` takes for nothing
 
 def test_a_value_that_is_empty_is_not_called_absent(tmp_path: Path, capsys: Any):
     """Every key of every family, and every one inside the dictionary of rotary positions."""
-    for name, family in FAMILIES.items():
+    for name in FAMILIES:
         for kind, content in contents(name).items():
             if kind not in ("as written", "yarn"):
                 continue
