@@ -578,6 +578,32 @@ def test_layers_that_predict_more_tokens_are_passed_over(tmp_path: Path):
         hugging_face.load(tmp_path)
 
 
+LAST_LAYER = "model.layers.2.eh_proj.weight"
+
+
+@pytest.mark.parametrize("words", ["train --steps 1 --no-check", "generate --tokens 1 --no-check"])
+def test_tensors_that_are_passed_over_are_said_once(
+    tmp_path: Path, capsys: Any, monkeypatch: Any, words: str
+):
+    monkeypatch.chdir(tmp_path)
+    theirs_of("deepseek_v3").save_pretrained(tmp_path / "w")
+    words += " --weights w --json --backend threads" + " --prompt-length 3" * words.startswith("generate")
+    with pytest.raises(SystemExit):
+        main(words.split())
+    assert "passed over" not in capsys.readouterr().err
+    tensors = load_file(tmp_path / "w" / hugging_face.FILE)
+    save_file({**tensors, LAST_LAYER: torch.zeros(3)}, tmp_path / "w" / hugging_face.FILE)
+    with pytest.raises(SystemExit):
+        main(words.split())
+    out, err = capsys.readouterr()
+    assert "error" not in json.loads(out)
+    said = [line for line in err.splitlines() if "passed over" in line]
+    assert said == [
+        f"w: 1 tensor passed over, which the model has no use for: {LAST_LAYER}; 1 of the layers that predict "
+        "more tokens at once (num_nextn_predict_layers)"
+    ]
+
+
 def test_quantised_weights_are_refused_and_their_shapes_read(tmp_path: Path):
     theirs_of("llama").save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.limits import check_bytes
+from glasscluster.base.text import counted
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.presets import PRESETS
 from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import WeightsError, is_path
 from glasscluster.model.weights.families.base import alike, meant
 from glasscluster.scenarios.requests.parts import ModelRequest
-from glasscluster.sim.run import Cluster
-from glasscluster.strategies.numerics.widths import WIDTH
 from glasscluster.strategies.plan import make_model
 
 
@@ -39,11 +37,22 @@ def read_model(weights: str, **given: Any) -> ModelConfig:
         raise InputError("weights", weights, str(problem)) from None
 
 
-def check_room(model: ModelConfig, precision: str, cluster: Cluster) -> None:
-    """Refuse a model whose weights alone are more than this machine's memory, where they would lie there."""
-    if cluster.backend_name != "dry" and cluster.options.get("device", "cpu") == "cpu":
-        size = model.parameters()
-        check_bytes("model", f"{size:,} parameters", size * WIDTH[precision])
+def passed_over(weights: str | None, model: ModelConfig) -> str | None:
+    """A sentence about tensors of a folder that the model has no use for; None where there are none."""
+    if weights is None:
+        return None
+    with hugging_face.Weights(weights, model) as folder:
+        names = folder.passed_over
+        more = [name for name in names if folder.predicts_more(name)]
+    if not names:
+        return None
+    said = (
+        f"{weights}: {counted(len(names), 'tensor')} passed over, which the model has no use for: {names[0]}"
+    )
+    said += ", ..." if names[1:] else ""
+    if more:
+        said += f"; {len(more)} of the layers that predict more tokens at once (num_nextn_predict_layers)"
+    return said
 
 
 def check_same(requested: ModelConfig, loaded: ModelConfig, path: str) -> None:
