@@ -29,12 +29,32 @@ def model_of(request: ModelRequest) -> ModelConfig:
 
 
 def read_model(weights: str, **given: Any) -> ModelConfig:
-    """The shape in a folder of weights; InputError says what is wrong with the folder."""
+    """The shape in a folder of weights, with some fields otherwise.
+
+    Raises:
+        InputError: for a field that the tensors do not have, with the value that they have; or for `weights`, with
+            what is wrong with the folder.
+    """
     try:
-        with hugging_face.Weights(weights, **given) as folder:
-            return folder.config
+        return _shape_in(weights, given)
     except WeightsError as problem:
-        raise InputError("weights", weights, str(problem)) from None
+        said = str(problem)
+    try:
+        own = _shape_in(weights, {})
+    except WeightsError:
+        own = None
+    for name, value in given.items() if own is not None else ():
+        try:
+            _shape_in(weights, {name: value})
+        except WeightsError:
+            rule = f"the tensors of {weights} are of a model with {name} = {getattr(own, name)}"
+            raise InputError(name, value, rule, [getattr(own, name)]) from None
+    raise InputError("weights", weights, said)
+
+
+def _shape_in(weights: str, given: dict[str, Any]) -> ModelConfig:
+    with hugging_face.Weights(weights, **given) as folder:
+        return folder.config
 
 
 def passed_over(weights: str | None, model: ModelConfig) -> str | None:

@@ -174,7 +174,7 @@ def prepare(request: TrainRequest) -> tuple[Job, Cluster]:
     if weights is not None:  # the shape was not known before
         plan.check(model)
     data = parse_data(request.data, request.tokenizer, request.pack)
-    check_data(data, model.seq, model.vocab)
+    check_data(data, model.seq, model.vocab, weights)
     if weights is not None and plan.exchange != "all-reduce":
         rule = f"--exchange {plan.exchange} starts from the seed's: leave them out, or take all-reduce"
         raise InputError("weights", weights, rule)
