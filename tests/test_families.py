@@ -599,8 +599,8 @@ def test_tensors_that_are_passed_over_are_said_once(
     assert "error" not in json.loads(out)
     said = [line for line in err.splitlines() if "passed over" in line]
     assert said == [
-        f"w: 1 tensor passed over, which the model has no use for: {LAST_LAYER}; 1 of the layers that predict "
-        "more tokens at once (num_nextn_predict_layers)"
+        f"w: 1 tensor passed over, which the model has no use for: {LAST_LAYER}; 1 of the layers that "
+        "predict more tokens at once (num_nextn_predict_layers)"
     ]
 
 

@@ -161,6 +161,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights")
     shape = make_model("tiny", layers=2, hidden=16, heads=2, seq=512, vocab=256)
     hugging_face.save(GPTStage(shape), path / "w")
+    (path / "text").write_bytes(b"abcabcabd" * 2000)
     Tokenizer.train([b"abcabcabd" * 20], 260, ["<|endoftext|>"]).save(path / "t.json")
     return path
 
@@ -182,6 +183,8 @@ SHAPES = up_to_five(
 def test_what_is_advised_beside_a_folder_of_weights_is_accepted(command, folder, values):
     request, _, base = COMMANDS[command]
     values = {**base, **values, "weights": str(folder / "w")}
+    if command == "train":
+        values["data"] = [str(folder / "text")]
     if "tokenizer" not in request.names():
         values.pop("tokenizer", None)
     if "tokenizer" in values:

@@ -148,8 +148,8 @@ def parse_json(field: str, name: str | Path, text: str) -> Any:
     """What a JSON text holds; `name` says in messages where it came from.
 
     Raises:
-        InputError: the text is no JSON, an object in it has a key twice (other readers keep the first value, or
-            the last, or refuse: nobody can tell which was meant), or its brackets stand too deep.
+        InputError: the text is no JSON, an object in it has a key twice (other readers keep the first value,
+            or the last, or refuse: nobody can tell which was meant), or its brackets stand too deep.
     """
 
     def with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -174,9 +174,12 @@ def read_rows(source: str) -> tuple[list[str], list[list[str]]]:
 
 
 def _refuse_column(source: str, name: str, value: str) -> NoReturn:
-    rule = f"is no column of {source}: {', '.join(CSV_COLUMNS)} are, and the options of a plan and of a model, as dp"
+    rule = (
+        f"is no column of {source}: {', '.join(CSV_COLUMNS)} are, and the options of a plan and of a model, "
+    )
+    rule += "as dp"
     if name in PredictRequest.names():
-        rule = f"is an option of a single prediction, and no column: what {source} may have are the options of a "
+        rule = f"is an option of a single prediction, and no column of {source}: those are the options of a "
         rule += f"plan and of a model, as dp, and {', '.join(CSV_COLUMNS)}"
         raise InputError(name, value, rule)
     raise InputError(name, value, rule, COLUMNS, by_name=True)

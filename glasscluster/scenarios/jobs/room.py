@@ -1,9 +1,9 @@
-"""What a run holds in this machine's memory, at least: refused where it is more than there is, and said before
-the run begins where it is much.
+"""What a run holds in this machine's memory, at least: refused where it is more than there is, and said
+before the run begins where it is much.
 
     training   weights, gradients and optimizer states of all ranks (Eq 15). Its check in float64 keeps the
-               gradients and weights of every checked step, those of each replica and those of one device, beside
-               the states of one device
+               gradients and weights of every checked step, those of each replica and those of one device,
+               beside the states of one device
     decoding   weights of all ranks, and the cache of keys and values (Eq 3). The check has weights in float64
 
 But: no activations and no buffers, so a run that passes can still be too large. Ranks on other machines
@@ -34,8 +34,8 @@ MUCH = 0.5  # of the machine's memory
 class Room:
     """What a run needs at least.
 
-    parameters: of the model. what: in words, what the run itself holds. run: bytes of that. checked: bytes that
-    it takes with the check in float64; 0 without a check. instead: in words, what needs less.
+    parameters: of the model. what: in words, what the run itself holds. run: bytes of that. checked: bytes
+    that it takes with the check in float64; 0 without a check. instead: in words, what needs less.
     """
 
     parameters: int
@@ -61,7 +61,7 @@ class Room:
             raise InputError("check", True, rule, [False])
 
     def said(self, cluster: Cluster) -> str | None:
-        """A sentence about a run that is large: over a billion parameters, or half of the memory; else None."""
+        """A sentence about a large run: over a billion parameters, or half of the memory; else None."""
         memory, most = machine_bytes(), max(self.run, self.checked)
         if not all_here(cluster) or memory is None:
             return None

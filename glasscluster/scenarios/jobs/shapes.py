@@ -32,8 +32,8 @@ def read_model(weights: str, **given: Any) -> ModelConfig:
     """The shape in a folder of weights, with some fields otherwise.
 
     Raises:
-        InputError: for a field that the tensors do not have, with the value that they have; or for `weights`, with
-            what is wrong with the folder.
+        InputError: for a field that the tensors do not have, with the value that they have; or for `weights`,
+            with what is wrong with the folder.
     """
     try:
         return _shape_in(weights, given)

@@ -33,8 +33,8 @@ class PredictRequest(ModelRequest, PlanRequest):
     expand: bool = switch("replay every GPU (this version always does)")
     csv: str | None = Field(
         None,
-        description="a file of rows, option names with _ as header; a row that fails has `error` filled, and the "
-        "exit code is 0 unless all fail",
+        description="a file of rows, option names with _ as header; a row that fails has `error` filled, and "
+        "the exit code is 0 unless all fail",
     )
     out: str | None = Field(None, description="with --csv: the file to write")
 

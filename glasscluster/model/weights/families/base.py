@@ -323,7 +323,7 @@ class Family:
     def said_as(self, ours: str, content: Mapping[str, Any]) -> tuple[str, bool, Any]:
         """The key of config.json that a field of ours comes from, whether it is there, and its value.
 
-        A key inside a dictionary, as rope_scaling[factor], is looked for in every dictionary that may have it.
+        A key inside a dictionary, as rope_scaling[factor], is looked for in each one that may have it.
         """
         said, key = self.by_own_names(content), self.key_of(ours)
         inner = key.partition("[")[2].removesuffix("]") or key
