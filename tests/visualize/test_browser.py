@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from helpers import clipped, until, walk_through
+from helpers import until, walk_through
 
 from glasscluster.base.text import Said
 from glasscluster.scenarios.find_scenario import find
@@ -40,19 +40,6 @@ def test_every_tab_opens_without_an_error_or_a_request_in_both_languages(visit, 
     page = visit(page_file, widths[0])
     walk_through(page, widths)
     assert page.problems == []
-
-
-def test_a_title_or_a_note_that_its_figure_cuts_off_is_found(visit, page_file):
-    """What `walk_through` looks for in every figure of a page."""
-    page = visit(page_file, 1360, "#tab=timeline&run=gpipe&lang=en")
-    until(page, "window.glassReady")
-    assert clipped(page, "#panel-timeline") == []
-    note = {"text": "far away", "x": 1.2, "xref": "paper", "y": 0, "yref": "paper", "showarrow": False}
-    change = {"xaxis.title.text": "a title that is too long " * 12, "annotations": [note]}
-    page.evaluate(f"change => Plotly.relayout(document.querySelector('{VIEW} .plot'), change)", change)
-    found = " ".join(clipped(page, "#panel-timeline"))
-    assert "xtitle: a title that is too long" in found
-    assert "far away" in found
 
 
 def test_a_link_shows_what_its_sender_saw(visit, page_file):
