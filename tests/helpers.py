@@ -57,6 +57,31 @@ def until(page: Any, expression: str, seconds: float = 15.0) -> None:
         page.wait_for_timeout(20)
 
 
+OUTSIDE = """(panel) => {
+    const found = [];
+    for (const plot of document.querySelectorAll(panel + " .plot")) {
+        const frame = plot.querySelector(".main-svg")?.getBoundingClientRect();
+        for (const text of frame?.width ? plot.querySelectorAll(".main-svg text") : []) {
+            const box = text.getBoundingClientRect(), style = getComputedStyle(text);
+            const over = Math.max(frame.left - box.left, box.right - frame.right, frame.top - box.top,
+                box.bottom - frame.bottom);
+            const drawn = box.width && Number(style.fillOpacity) && Number(style.opacity);
+            if (drawn && over > 1 && !text.closest(".plot .plot"))  // those at data go with it, when it is zoomed
+                found.push(`${text.getAttribute("class") || text.parentNode.getAttribute("class")}: ` +
+                    `${text.textContent}, ${over.toFixed(1)} px outside`);
+        }
+    }
+    return found;
+}"""
+
+
+def clipped(page: Any, panel: str) -> list[str]:
+    """Titles, labels, annotations and legends of a panel's figures that reach beyond their figure, by more than
+    the pixel that a glyph's box is rounded to. What lies beyond is not drawn.
+    """
+    return page.evaluate(OUTSIDE, panel)
+
+
 def walk_through(page: Any, widths: tuple[int, ...] = ()) -> None:
     """Enter a prediction where one is asked, then open every tab in both languages, and see every figure
     drawn.
@@ -83,6 +108,7 @@ def walk_through(page: Any, widths: tuple[int, ...] = ()) -> None:
             for plot in page.query_selector_all(f"#panel-{tab} .plot"):
                 if plot.is_visible():
                     assert plot.query_selector(".main-svg"), tab
+            assert clipped(page, f"#panel-{tab}") == [], (tab, language)
             wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
             assert wide <= 0, (
                 f"{tab} scrolls sideways by {wide} px"

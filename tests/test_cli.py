@@ -679,6 +679,37 @@ def test_blanks_and_columns_without_a_name_are_no_options_of_a_row(capsys):
     assert refusal(capsys, "predict", "--csv", "twice.csv")["field"] == "csv"
 
 
+COLUMNS = {  # header -> the field that is refused, and the nearest
+    "dp,slow_rank": ("slow_rank", None),
+    "dp,slow-rank": ("slow_rank", None),
+    "dp,out": ("out", None),
+    "dp,golbal_batch": ("golbal_batch", "global_batch"),
+    "dp,iteration_time_s": ("iteration_time_s", None),
+    "micro-batch,micro_batch": ("csv", None),
+}
+
+
+@pytest.mark.parametrize("header", COLUMNS)
+def test_a_column_that_is_none_is_refused_once_for_the_file_and_the_rule_names_those_that_are(capsys, header):
+    Path("rows.csv").write_text(f"{header}\n1,1\n2,2\n")
+    said = refusal(capsys, "predict", "--csv", "rows.csv", "--out", "done.csv")
+    assert (said["field"], said["nearest"]) == COLUMNS[header]
+    assert not Path("done.csv").exists()
+    if said["field"] != "csv":
+        for word in ("rows.csv", "model, hardware, rank", "and of a model"):
+            assert word in said["rule"]
+    Path("rows.csv").write_text("dp,my_notes\n1,\n")  # nothing stands in it
+    code, out, _ = glass(capsys, "predict", "--csv", "rows.csv", "--json")
+    assert (code, json.loads(out)["errors"]) == (0, 0)
+
+
+def test_help_says_that_rows_may_fail_and_the_exit_code_is_0(capsys):
+    code, out, _ = glass(capsys, "predict", "--help")
+    assert code == 0
+    said = " ".join(out.replace("│", " ").split())
+    assert "a row that fails has `error` filled, and the exit code is 0 unless all fail" in said
+
+
 def test_predict_refuses_options_that_would_do_nothing(capsys):
     assert refusal(capsys, "predict", "--out", "done.csv")["field"] == "out"
     Path("rows.csv").write_text("dp\n1\n")

@@ -578,6 +578,32 @@ def test_layers_that_predict_more_tokens_are_passed_over(tmp_path: Path):
         hugging_face.load(tmp_path)
 
 
+LAST_LAYER = "model.layers.2.eh_proj.weight"
+
+
+@pytest.mark.parametrize("words", ["train --steps 1 --no-check", "generate --tokens 1 --no-check"])
+def test_tensors_that_are_passed_over_are_said_once(
+    tmp_path: Path, capsys: Any, monkeypatch: Any, words: str
+):
+    monkeypatch.chdir(tmp_path)
+    theirs_of("deepseek_v3").save_pretrained(tmp_path / "w")
+    words += " --weights w --json --backend threads" + " --prompt-length 3" * words.startswith("generate")
+    with pytest.raises(SystemExit):
+        main(words.split())
+    assert "passed over" not in capsys.readouterr().err
+    tensors = load_file(tmp_path / "w" / hugging_face.FILE)
+    save_file({**tensors, LAST_LAYER: torch.zeros(3)}, tmp_path / "w" / hugging_face.FILE)
+    with pytest.raises(SystemExit):
+        main(words.split())
+    out, err = capsys.readouterr()
+    assert "error" not in json.loads(out)
+    said = [line for line in err.splitlines() if "passed over" in line]
+    assert said == [
+        f"w: 1 tensor passed over, which the model has no use for: {LAST_LAYER}; 1 of the layers that "
+        "predict more tokens at once (num_nextn_predict_layers)"
+    ]
+
+
 def test_quantised_weights_are_refused_and_their_shapes_read(tmp_path: Path):
     theirs_of("llama").save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
@@ -627,3 +653,36 @@ def test_doctor_says_what_an_absent_size_means_and_what_stands_with_a_refused_ke
     assert means["rope_theta"] == (5e5, "with rope_scaling, which is refused")
     assert "rope_scaling" not in means
     assert report["unknown"] == []
+
+
+EMPTY: tuple[Any, ...] = (0, False, "", [])  # what an `if` takes for nothing
+
+
+def test_a_value_that_is_empty_is_not_called_absent(tmp_path: Path, capsys: Any):
+    """Every key of every family, and every one inside the dictionary of rotary positions."""
+    for name in FAMILIES:
+        for kind, content in contents(name).items():
+            if kind not in ("as written", "yarn"):
+                continue
+            inside = {k: v for k, v in content.items() if isinstance(v, dict) and k.startswith("rope")}
+            changes = [(k, {**content, k: empty}) for k in content for empty in EMPTY if k != "model_type"]
+            changes += [
+                (n, {**content, k: {**v, n: empty}}) for k, v in inside.items() for n in v for empty in EMPTY
+            ]
+            for key, changed in changes:
+                (tmp_path / "config.json").write_text(json.dumps(changed))
+                report = examine_model(str(tmp_path))
+                said = [(r["key"], r["means"]) for r in report["recognised"]]
+                said += [(r["key"], r["why"]) for r in report["refused"]]
+                assert not [s for k, s in said if k.removesuffix("]").endswith(key) and "absent" in s]
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_a_factor_of_0_is_refused_by_the_dictionary_that_has_it(key: str, tmp_path: Path, capsys: Any):
+    content = {**LLAMA, key: {"rope_type": "linear", "factor": 0}, "num_key_value_heads": None}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    code, out, _ = glass(capsys, "doctor", "--model", str(tmp_path))
+    assert code == 1
+    assert re.search(rf"REFUSED {key}\[factor\] +0 +rope_factor = 0\.0: must be at least 1", out)
+    assert re.search(r"ok      num_key_value_heads +null ", out)
+    assert "as it is absent" not in out

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from glasscluster import cli
 from glasscluster.base import files
 from glasscluster.base.errors import InputError
 from glasscluster.sim.recording import arrays
@@ -69,6 +70,38 @@ def test_depth_counts_brackets_inside_each_other_and_not_those_in_strings(tmp_pa
     files.parse_json("x", "x", deep)
     with pytest.raises(InputError, match="brackets"):
         files.parse_json("x", "x", f"[{deep}]")
+
+
+def test_a_key_that_stands_twice_in_an_object_is_refused_by_its_name_and_both_values(tmp_path):
+    text = '{"a": {"hidden": 8, "x": 0, "hidden": 16}, "b": {"hidden": 1}}'
+    (tmp_path / "x.json").write_text(text)
+    said = [lambda: files.read_json("model", tmp_path / "x.json")]
+    said.append(lambda: files.read_json_of("model", "-", io.BytesIO(text.encode())))
+    for read in said:
+        with pytest.raises(InputError, match=r"has the key 'hidden' twice: 8 and then 16") as error:
+            read()
+        assert error.value.field == "model"
+    assert files.parse_json("x", "x", text.replace('"x": 0, "hidden"', '"x"'))["a"] == {"hidden": 8, "x": 16}
+
+
+TWICE = {
+    "a model's shape": ("config.json", '{"model_type": "gpt2", "n_layer": 2, "n_layer": 3}', "--model"),
+    "a tokenizer": ("tokenizer.json", '{"model": {}, "model": {}}', "--tokenizer"),
+    "a profile": ("gpu.json", '{"gpu": {"memory": 1, "memory": 2}}', "--hardware"),
+    "a request": ("request.json", '{"seq": 8, "seq": 16}', "--request"),
+}
+
+
+@pytest.mark.parametrize("what", TWICE)
+def test_every_file_of_a_stranger_is_refused_that_has_a_key_twice(tmp_path, capsys, what):
+    name, text, option = TWICE[what]
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit) as done:
+        cli.main(["train", option, str(tmp_path / name), "--json"])
+    assert done.value.code == 2
+    error = json.loads(capsys.readouterr().out)
+    assert error["field"] == option.strip("-")
+    assert " twice: " in error["rule"]
 
 
 def test_bytes_that_are_no_utf_8_are_named(tmp_path):

@@ -237,16 +237,16 @@ def test_the_advice_is_the_quickest_change_that_fits_and_it_really_fits(tight):
     assert found.complete
     assert found.best == sorted(found.best, key=lambda f: f.seconds)
     for fit in found.best:
-        job = Job(fit.plan, model, steps=3)
+        job = Job(fit.plan, fit.model, steps=3)
         run = Cluster("classroom", fit.plan.gpus, "threads", memory_bytes=capacity).run(
             train_rank, job, info=job_info(job)
         )
         assert max(total for total, _ in run.peak_memory()) <= fit.peak_bytes <= capacity
         assert run.timeline.makespan == pytest.approx(fit.seconds, rel=1e-9)
     times = {}
-    for change, other in advice.changes(plan, model):
+    for change, other, shape in advice.changes(plan, model):
         try:
-            times[str(change)] = advice.on_every_rank(other, model, hw, capacity)[1]
+            times[str(change)] = advice.on_every_rank(other, shape, hw, capacity)[1]
         except OutOfMemory:
             continue
     assert found.best[0].seconds == min(times.values()), sorted(times.items(), key=lambda kv: kv[1])[:3]
@@ -295,6 +295,42 @@ def test_train_refuses_before_it_runs_and_says_what_would_fit(capsys, tight):
     )
     assert code == 0
     assert max(json.loads(out)["peak_memory_bytes"]) <= tight[2]
+
+
+def test_a_loss_in_chunks_is_advised_where_the_logits_are_what_does_not_fit(capsys):
+    """One GPU, one micro-batch, a large vocabulary: nothing else that is tried alone makes room."""
+    words = "--layers 1 --hidden 8 --heads 2 --vocab 4096 --seq 256 --micro-batch 1 --global-batch 1".split()
+    plan, model = (
+        make_plan(micro_batch=1, global_batch=1),
+        make_model("tiny", layers=1, hidden=8, heads=2, vocab=4096, seq=256),
+    )
+    whole, _ = advice.on_every_rank(plan, model, hardware("classroom"), None)
+    chunked = model.model_copy(update={"loss": "chunked"})
+    peak, _ = advice.on_every_rank(plan, chunked, hardware("classroom"), None)
+    capacity = (whole + peak) // 2
+    found = advice.advise(plan, model, hardware("classroom"), capacity)
+    assert {"loss": "chunked"} in [fit.change for fit in found.best]
+    pairs = [change for change, _, shape in advice.changes(plan, model) if shape.loss == "chunked"]
+    assert {"loss": "chunked", "recompute": "full"} in pairs
+    assert not [1 for change, _, _ in advice.changes(plan, chunked) if "loss" in change]
+    run = ["train", *words, "--steps", "1", "--memory", f"{capacity}B", "--backend", "threads", "--json"]
+    code, out, _ = glass(capsys, *run)
+    assert (code, json.loads(out)["nearest"]) == (2, "--loss chunked")
+    code, out, _ = glass(capsys, *run, "--loss", "chunked")
+    assert code == 0
+    assert max(json.loads(out)["peak_memory_bytes"]) <= capacity
+
+
+KINDS = [{"objective": "masked"}, {"z_loss": 0.1}, {"experts": 4, "top_k": 2}, {"logit_cap": 30.0}]
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize("layout", [{"tp": 2}, {"pp": 2}, {"dp": 2, "zero": 2}], ids=str)
+def test_a_loss_in_chunks_that_is_advised_can_be_recorded(options, layout):
+    model, plan = make_model("tiny", layers=2, **options), make_plan(global_batch=2, **layout)
+    chunked = [(p, m) for change, p, m in advice.changes(plan, model) if change == {"loss": "chunked"}]
+    assert len(chunked) == 1
+    assert isinstance(advice.stages(*chunked[0], None, 1), list)
 
 
 def test_what_runs_out_on_the_way_is_advised_too(tight):

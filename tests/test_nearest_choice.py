@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from glasscluster.base.errors import InputError
 from glasscluster.base.requests import Request
 from glasscluster.base.valid_choice import TRIED
+from glasscluster.model.gpt import GPTStage
+from glasscluster.model.text.tokenizer import Tokenizer
+from glasscluster.model.weights import hugging_face
 from glasscluster.scenarios.jobs import (
     collective,
     evaluation,
@@ -149,6 +152,64 @@ DECODING = up_to_five(
 def test_the_advice_for_a_random_model_that_decodes_leads_to_one_that_is_accepted(command, given_values):
     refusals = follow(command, given_values)
     assert all(r.nearest is not None for r in refusals)
+
+
+# ---- a folder of weights, which has a shape ----------------------------------------------------------------
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Weights of a small model, and a tokenizer of more tokens than it has."""
+    path = tmp_path_factory.mktemp("weights")
+    shape = make_model("tiny", layers=2, hidden=16, heads=2, seq=512, vocab=256)
+    hugging_face.save(GPTStage(shape), path / "w")
+    (path / "text").write_bytes(b"abcabcabd" * 2000)
+    Tokenizer.train([b"abcabcabd" * 20], 260, ["<|endoftext|>"]).save(path / "t.json")
+    return path
+
+
+SHAPES = up_to_five(
+    {
+        **dict.fromkeys(("layers", "heads", "tp"), st.integers(1, 4)),
+        "hidden": st.sampled_from([8, 16, 24]),
+        "vocab": st.sampled_from([128, 256, 300]),
+        "seq": st.sampled_from([8, 300, 512, 600]),
+        "tokenizer": st.just("t.json"),
+    }
+)
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "serve", "evaluate"])
+@settings(STEADY, max_examples=8)
+@given(values=SHAPES)
+def test_what_is_advised_beside_a_folder_of_weights_is_accepted(command, folder, values):
+    request, _, base = COMMANDS[command]
+    values = {**base, **values, "weights": str(folder / "w")}
+    if command == "train":
+        values["data"] = [str(folder / "text")]
+    if "tokenizer" not in request.names():
+        values.pop("tokenizer", None)
+    if "tokenizer" in values:
+        values["tokenizer"] = str(folder / "t.json")
+    refusals = follow(command, values)
+    assert [r for r in refusals if r.nearest is None] == refusals[-1:] * ("tokenizer" in values)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_tokenizer_larger_than_the_weights_vocabulary_is_refused_without_a_vocabulary_to_give(
+    command, folder
+):
+    refused = refused_by(command, weights=str(folder / "w"), tokenizer=str(folder / "t.json"))
+    assert (refused.field, refused.value, refused.nearest) == ("vocab", 256, None)
+    assert refused.rule.endswith(
+        f"{folder / 'w'} was trained with 256: give the tokenizer that belongs to it"
+    )
+    alone = refused_by(command, vocab=256, tokenizer=str(folder / "t.json"))
+    assert (alone.nearest, "belongs" in alone.rule) == (260, False)
+
+
+def test_an_option_that_the_weights_contradict_is_refused_by_its_own_name(folder):
+    refused = refused_by("generate", weights=str(folder / "w"), vocab=300)
+    assert (refused.field, refused.nearest) == ("vocab", 256)
+    assert refused.rule == f"the tensors of {folder / 'w'} are of a model with vocab = 256"
 
 
 # ---- single cases, as people met them ----------------------------------------------------------------------

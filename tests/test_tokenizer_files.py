@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -387,6 +388,80 @@ def test_a_pattern_that_is_read_cuts_as_the_one_of_tokenizers(text, sample):
         return
     theirs = [piece for piece, _ in pattern(text, "removed", True).pre_tokenize_str(sample)]
     assert [piece for piece in ours.findall(sample) if piece] == theirs
+
+
+SLOW = {  # on a text that does not match, all but the first few in more time than there is
+    "nested": r"(a+)+b",
+    "letters shared out": r"(?:a|aa)+b",
+    "two repetitions": r"a*a*b",
+    "in a look ahead": r"a*(?=a*b)c",
+    "a fixed number": r"(?:a|a){30}",
+    "written out": "a?" * 30 + "a" * 30 + "b",
+    "bounded": r"(?:a{1,2}){1,40}b",
+    "before a look ahead": r"(?:a+)+(?!a)",
+    "lazy": r"(?:a+?)+?b",
+}
+
+
+@pytest.mark.parametrize("case", SLOW)
+def test_an_expression_that_could_be_tried_for_ever_is_refused_by_its_key(case, tmp_path):
+    content = json.loads(both("gpt_2")[1].to_str())
+    split = {"type": "Split", "pattern": {"Regex": SLOW[case]}, "behavior": "Isolated", "invert": False}
+    content["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}],
+    }
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    with pytest.raises(InputError) as error:
+        Tokenizer.load(tmp_path / "t.json")
+    assert "pre_tokenizer.pretokenizers[0].pattern.Regex" in str(error.value)
+    assert "can take more than 1,000,000 steps" in str(error.value)
+
+
+QUICK = [GPT_2, LLAMA_3, QWEN_2, GPT_4O, DEEPSEEK_3, r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", r"(?:ab|cd)+"]
+QUICK += [
+    r"[0-9]+(?:[.,][0-9]+)*",
+    r"(?:[a-z]|[0-9])+_",
+    r"[a-z]*[0-9]*_",
+    r"(?:a++)+b",
+    r"a++a++b",
+    r"(?:a|ab)+",
+]
+TRIED = """
+import random, sys, time
+from glasscluster.model.text.split_pattern import translated
+draw, longest, read = random.Random(0), 0.0, 0
+parts = ["a", "b", "[ab]", "(?:", "(?=", ")", "|", "*", "+", "?", "{2}", "{1,3}", "{2,}", "++"]
+for _ in range(int(sys.argv[1])):
+    text = "".join(draw.choice(parts) for _ in range(draw.randint(2, 14))) + draw.choice(["", "c", "(?!a)"])
+    text += ")" * max(0, text.count("(") - text.count(")"))
+    try:
+        ours = translated(text)
+    except ValueError:
+        continue
+    read += 1
+    for letters in ("a", "ab", "b", "aab"):
+        begun = time.process_time()
+        ours.findall(letters * (300 // len(letters)))
+        longest = max(longest, time.process_time() - begun)
+print(read, longest)
+"""
+
+
+@pytest.mark.parametrize("text", QUICK)
+def test_an_expression_that_takes_a_while_at_most_is_read(text):
+    ours = translated(text)
+    for letters in ("a", "0", " ", "\r\n", "ab", "A", ".", "aaaaab"):
+        ours.findall(letters * 500)
+
+
+def test_random_expressions_that_are_read_come_to_an_end():
+    """In a process of their own: what hangs would hang the test."""
+    words = [sys.executable, "-c", TRIED, "20000"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    read, longest = done.stdout.split()
+    assert int(read) > 500
+    assert float(longest) < 5
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------

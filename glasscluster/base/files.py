@@ -119,7 +119,7 @@ def read_json(field: str, path: str | Path, limit: int = LARGEST_TEXT) -> Any:
     """What a JSON file holds.
 
     Raises:
-        InputError: as `read_text`, or the text is no JSON, or its brackets stand too deep.
+        InputError: as `read_text` and `parse_json`.
     """
     return parse_json(field, path, read_text(field, path, limit))
 
@@ -148,12 +148,25 @@ def parse_json(field: str, name: str | Path, text: str) -> Any:
     """What a JSON text holds; `name` says in messages where it came from.
 
     Raises:
-        InputError: the text is no JSON, or its brackets stand too deep.
+        InputError: the text is no JSON, an object in it has a key twice (other readers keep the first value,
+            or the last, or refuse: nobody can tell which was meant), or its brackets stand too deep.
     """
+
+    def with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            names = [key for key, _ in pairs]
+            twice = next(key for i, key in enumerate(names) if key in names[:i])
+            values = " and then ".join(shown(repr(value)) for key, value in pairs if key == twice)
+            raise InputError(field, shown(name), f"has the key {shown(repr(twice))} twice: {values}")
+        return made
+
     try:
-        value = json.loads(text.removeprefix(BYTE_ORDER_MARK))
+        value = json.loads(text.removeprefix(BYTE_ORDER_MARK), object_pairs_hook=with_each_key_once)
     except RecursionError:
         raise InputError(field, shown(name), TOO_DEEP) from None
+    except InputError:
+        raise
     except ValueError as problem:
         raise InputError(field, shown(name), f"is no JSON: {shown(problem)}") from None
     if _too_deep(value):

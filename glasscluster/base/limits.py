@@ -83,23 +83,28 @@ def check_ranks(backend: str, gpus: int) -> None:
         )
 
 
-def check_bytes(field: str, value: object, needed: int) -> None:
+def check_bytes(field: str, value: object, needed: int, what: str, instead: str) -> None:
     """Refuse what needs more memory than the machine has in all.
 
     Args:
         field: the option or quantity that asks for it.
         value: its value.
         needed: bytes that it takes at least.
+        what: in words, what those bytes hold.
+        instead: in words, what needs less.
 
     Raises:
         InputError: with both numbers.
     """
     memory = machine_bytes()
     if memory is not None and needed > memory:
-        rule = f"needs at least {needed / 1e9:,.4g} GB, and this machine has {memory / 1e9:,.4g} GB"
-        raise InputError(
-            field, value, f"{rule}; --backend dry records shapes alone, glass predict needs neither"
-        )
+        rule = f"needs at least {written_gb(needed)} of {what}, and this machine has {written_gb(memory)}"
+        raise InputError(field, value, f"{rule}; {instead}")
+
+
+def written_gb(number: int) -> str:
+    """Bytes as a text in GB."""
+    return f"{number / 1e9:,.4g} GB"
 
 
 def check_actions(ranks: int, micro_batches: int, virtual_stages: int) -> None:

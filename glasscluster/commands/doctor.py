@@ -56,7 +56,8 @@ def show_model(report: dict[str, Any]) -> None:
         ("unknown", [(r["key"], r["value"], "passed over, as transformers does") for r in report["unknown"]]),
     ):
         for key, value, said in rows:
-            written = "" if value is None else shorten(str(value), 24, placeholder="…")
+            null = "null" if mark == "ok     " and not said.startswith("absent") else ""
+            written = null if value is None else shorten(str(value) or repr(value), 24, placeholder="…")
             line = f"{mark} {key:25} {written:24} {said}"
             print(fill(line, 130, subsequent_indent=" " * 59))
     if report["harmless"]:

@@ -32,7 +32,7 @@ def predict(request: PredictRequest, as_json: bool) -> int:
 
 
 def predict_rows(request: PredictRequest, as_json: bool) -> int:
-    """Every row of a file; exit code 1 where none succeeded."""
+    """Every row of a file; exit code 1 where none succeeded, else 0: a row's error is in its row."""
     with progress() as say:
         say(f"glass predict: rows of {request.csv}")
         done, bad, path = body("predict_csv")(request, say)

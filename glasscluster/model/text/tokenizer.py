@@ -118,14 +118,22 @@ class Tokenizer:
         """Whether a number is a token's."""
         return number in self.tokens or number in self.added
 
-    def check_vocab(self, vocab: int, name: str) -> None:
-        """Check that a model has a row for each token; `name` is the file's, for the message.
+    def check_vocab(self, vocab: int, name: str, weights: str | None = None) -> None:
+        """Check that a model has a row for each token.
+
+        Args:
+            vocab: the model's rows.
+            name: the tokenizer's file, for the message.
+            weights: the folder that the model comes from, if it does: it has as many rows as it has.
 
         Raises:
             InputError: naming the vocabulary, and the least that works.
         """
         if self.size > vocab:
-            raise InputError("vocab", vocab, f"{name} has {self.size} tokens", [self.size])
+            rule = f"{name} has {self.size} tokens"
+            if weights is not None:
+                rule += f", and {weights} was trained with {vocab}: give the tokenizer that belongs to it"
+            raise InputError("vocab", vocab, rule, [self.size])
 
     # ---- text to tokens ------------------------------------------------------------------------------------
     def encode(

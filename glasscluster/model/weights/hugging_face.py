@@ -223,6 +223,10 @@ class Weights(Mapping[str, Tensor]):
                 f"give --untied, or say tie_word_embeddings = false"
             )
 
+    def predicts_more(self, name: str) -> bool:
+        """Whether a tensor in the files is of a layer behind the last, which predicts more tokens at once."""
+        return any(fnmatch(name, pattern) for pattern in self.family.beyond(self.content))
+
     def __getitem__(self, name: str) -> Tensor:
         return self.layout.to_ours(name, self.tensors)
 

@@ -15,7 +15,8 @@ from glasscluster.model.decoding.generate import Sampling
 from glasscluster.model.text.tasks import TASKS, Choice, Prompt, Task, contaminated, make_task, plain
 from glasscluster.model.text.texts import documents
 from glasscluster.scenarios.jobs.generation import check_model, skipped_check
-from glasscluster.scenarios.jobs.shapes import check_room, model_of
+from glasscluster.scenarios.jobs.room import of_decoding
+from glasscluster.scenarios.jobs.shapes import model_of, passed_over
 from glasscluster.scenarios.requests.evaluate import EvaluateRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge.check import TOLERANCE, largest
@@ -200,6 +201,10 @@ def flagged(tasks: Sequence[Task], sources: Sequence[str]) -> dict[str, list[int
 def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
     """Run `glass evaluate`: a job, on a cluster."""
     job, cluster = request.prepared(prepare)
+    size = of_decoding(job.model, job.precision, request.check, job.dp).said(cluster)
+    for sentence in (passed_over(job.weights, job.model), size):
+        if sentence:
+            say(sentence)
     with cluster:
         done = evaluate(cluster, job, checked=request.check, say=say)
     if request.against:
@@ -238,5 +243,5 @@ def prepare(request: EvaluateRequest) -> tuple[EvaluationJob, Cluster]:
     ranks = job.dp * job.tp
     cluster = Cluster(request.hardware, ranks, request.backend, seed=seed, device=request.device)
     cluster.hardware.gpu.peak(precision)
-    check_room(job.model, precision, cluster)
+    of_decoding(job.model, precision, request.check, job.dp).check(cluster)
     return job, cluster

@@ -18,7 +18,8 @@ from glasscluster.model.decoding.generate import Generated, Generator, Sampling,
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.uses import Use, check_use
 from glasscluster.model.weights import hugging_face
-from glasscluster.scenarios.jobs.shapes import check_room, model_of
+from glasscluster.scenarios.jobs.room import Room, of_decoding
+from glasscluster.scenarios.jobs.shapes import model_of, passed_over
 from glasscluster.scenarios.requests.generate import CACHES, GenerateRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge.check import TOLERANCE, difference
@@ -211,6 +212,9 @@ def make_prompts(
 def generate_command(request: GenerateRequest, say: Say) -> Generation:
     """Run `glass generate`: a job, on a cluster."""
     job, cluster = request.prepared(prepare)
+    for sentence in (passed_over(job.weights, job.model), room(job, request.check).said(cluster)):
+        if sentence:
+            say(sentence)
     with cluster:
         return generate(cluster, job, checked=request.check, say=say)
 
@@ -253,8 +257,14 @@ def prepare(request: GenerateRequest) -> tuple[GenerationJob, Cluster]:
         raise InputError("tokens", request.tokens, rule, [fits])
     cluster = Cluster(request.hardware, request.tp, request.backend, seed=request.seed, device=request.device)
     cluster.hardware.gpu.peak(request.precision)
-    check_room(model, request.precision, cluster)
+    room(job, request.check).check(cluster)
     return job, cluster
+
+
+def room(job: GenerationJob, checked: bool) -> Room:
+    """What a job holds in memory at least."""
+    cache = generation.predict_cache(job, WIDTH[job.precision]) * job.tp
+    return of_decoding(job.model, job.precision, checked, cache=cache)
 
 
 def check_model(model: ModelConfig, use: Use, tp: int, precision: str) -> None:

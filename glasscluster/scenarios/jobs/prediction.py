@@ -7,7 +7,7 @@ import io
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from glasscluster.base.errors import GlassError, InputError
 from glasscluster.base.files import is_there, read_text, replacing
@@ -152,7 +152,7 @@ def read_rows(source: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV, blanks around cells taken off, and no lines without any text.
 
     Raises:
-        InputError: the file cannot be read, is empty, or names a column twice.
+        InputError: the file cannot be read, is empty, names a column twice, or fills one that is no option.
     """
     try:
         reader = csv.reader(io.StringIO(read_text("csv", source)), skipinitialspace=True)
@@ -162,10 +162,27 @@ def read_rows(source: str) -> tuple[list[str], list[list[str]]]:
     header, *rows = [line for line in lines if line not in ([], [""])] or [[]]
     if not any(header):
         raise InputError("csv", source, "is empty; the first line must name options, with _ for -")
-    named = [name for name in header if name]
+    options = [name.replace("-", "_") for name in header]
+    named = [name for name in options if name]
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise InputError("csv", source, f"names the column {twice[0]} twice")
+    for column, name in enumerate(options):
+        filled = [row[column] for row in rows if row[column : column + 1] not in ([], [""])]
+        if name and name not in COLUMNS and filled:
+            _refuse_column(source, name, filled[0])
     return header, rows
+
+
+def _refuse_column(source: str, name: str, value: str) -> NoReturn:
+    rule = (
+        f"is no column of {source}: {', '.join(CSV_COLUMNS)} are, and the options of a plan and of a model, "
+    )
+    rule += "as dp"
+    if name in PredictRequest.names():
+        rule = f"is an option of a single prediction, and no column of {source}: those are the options of a "
+        rule += f"plan and of a model, as dp, and {', '.join(CSV_COLUMNS)}"
+        raise InputError(name, value, rule)
+    raise InputError(name, value, rule, COLUMNS, by_name=True)
 
 
 def _predict_row(header: list[str], row: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -177,8 +194,6 @@ def _predict_row(header: list[str], row: list[str], defaults: dict[str, Any]) ->
             raise InputError("row", ",".join(row), f"has more cells than the header, which has {len(header)}")
         cells = {name: cell for name, cell in zip(header, row, strict=False) if name and cell}
         given = {**defaults, **{name.replace("-", "_"): _value(cell) for name, cell in cells.items()}}
-        if unknown := sorted(set(given) - set(COLUMNS)):
-            raise InputError(unknown[0], given[unknown[0]], "unknown column", COLUMNS, by_name=True)
         request = PredictRequest.of(**given | {k: str(given[k]) for k in CSV_COLUMNS if k in given})
         request.prepared(prepare)
         assert request.shape is not None

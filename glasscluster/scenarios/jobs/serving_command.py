@@ -14,13 +14,16 @@ from glasscluster.base.files import read_json
 from glasscluster.base.requests import Options, build
 from glasscluster.base.text import Said, counted
 from glasscluster.model.config import ModelConfig
+from glasscluster.model.decoding import cache as caches
 from glasscluster.scenarios.jobs.folders import output_folder, rewriting, write_run_json
 from glasscluster.scenarios.jobs.generation import check_model, one_of
 from glasscluster.scenarios.jobs.processes import is_leader
+from glasscluster.scenarios.jobs.room import Room, of_decoding
 from glasscluster.scenarios.jobs.serving import Say, Serving, serve
-from glasscluster.scenarios.jobs.shapes import check_room, model_of
+from glasscluster.scenarios.jobs.shapes import model_of, passed_over
 from glasscluster.scenarios.requests.serve import POLICIES, ServeRequest
 from glasscluster.sim.run import Cluster
+from glasscluster.strategies.numerics.widths import WIDTH
 from glasscluster.strategies.serving import batching
 from glasscluster.strategies.serving.batching import Request
 from glasscluster.strategies.serving.serving import ServingJob
@@ -93,6 +96,9 @@ def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
 def serve_command(request: ServeRequest, say: Say) -> tuple[Serving, Path | None]:
     """Run `glass serve`: the requests, a job, a cluster, and a report if one is requested."""
     job, cluster = request.prepared(prepare)
+    for sentence in (passed_over(job.weights, job.model), room(job, request.check).said(cluster)):
+        if sentence:
+            say(sentence)
     with cluster:
         made = serve(cluster, job, checked=request.check, say=say)
     if not request.out or not is_leader():
@@ -106,8 +112,15 @@ def prepare(request: ServeRequest) -> tuple[ServingJob, Cluster]:
     job = make_job(request)
     cluster = Cluster(request.hardware, job.tp, request.backend, seed=job.seed, device=request.device)
     cluster.hardware.gpu.peak(job.precision)
-    check_room(job.model, job.precision, cluster)
+    room(job, request.check).check(cluster)
     return job, cluster
+
+
+def room(job: ServingJob, checked: bool) -> Room:
+    """What a job holds in memory at least."""
+    tokens = job.blocks * job.block if job.policy == "continuous" else job.slots * job.capacity
+    cache = caches.predict(job.model, tokens, WIDTH[job.precision], job.tp) * job.tp
+    return of_decoding(job.model, job.precision, checked, cache=cache)
 
 
 def make_job(request: ServeRequest) -> ServingJob:

@@ -72,10 +72,13 @@ def read_so_far(data: Data, seq: int, rows: int, seed: int) -> dict[str, Any] | 
     return {"rows_read": rows, "tokenizer": data.tokenizer, "packed": data.packed, "sources": sources}
 
 
-def check_data(data: Data, seq: int, vocab: int) -> None:
-    """Raise InputError unless the data can be read and has at least one row for each source."""
+def check_data(data: Data, seq: int, vocab: int, weights: str | None = None) -> None:
+    """Raise InputError unless the data can be read and has at least one row for each source.
+
+    weights: the folder that the model of `vocab` tokens comes from, if it does.
+    """
     if isinstance(data, Mixture):
-        _check_mixture(data, seq, vocab)
+        _check_mixture(data, seq, vocab, weights)
     elif data is not None:
         _check_file(data, seq)
 
@@ -101,7 +104,7 @@ def folded(data: Data, seq: int, vocab: int) -> str | None:
     )
 
 
-def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
+def _check_mixture(data: Mixture, seq: int, vocab: int, weights: str | None) -> None:
     sources = ", ".join(f"{name}:{weight:g}" for name, weight in data.sources)
     try:
         rows = read(data, seq)
@@ -112,7 +115,7 @@ def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
         where = "tokenizer" if "tokenizer" in str(problem) else "data"
         raise InputError(where, data.tokenizer if where == "tokenizer" else sources, str(problem)) from None
     if rows.tokenizer is not None:
-        rows.tokenizer.check_vocab(vocab, str(data.tokenizer))
+        rows.tokenizer.check_vocab(vocab, str(data.tokenizer), weights)
 
 
 def _check_file(path: str, seq: int) -> None:

@@ -25,7 +25,8 @@ from glasscluster.scenarios.jobs.folders import (
 from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.processes import default_backend, is_leader
 from glasscluster.scenarios.jobs.progress import Say, silent
-from glasscluster.scenarios.jobs.shapes import check_room, model_of
+from glasscluster.scenarios.jobs.room import of_training
+from glasscluster.scenarios.jobs.shapes import model_of, passed_over
 from glasscluster.scenarios.jobs.sources import check_data, folded, parse_data
 from glasscluster.scenarios.jobs.trained import Trained
 from glasscluster.scenarios.requests.train import TrainRequest
@@ -142,8 +143,10 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
     plan, model = job.plan, job.model
     if request.save is not None:
         check_saving(request.save, model, plan)
-    if sentence := folded(job.data, model.seq, model.vocab):
-        say(sentence)
+    size = of_training(job, request.check).said(cluster)
+    for sentence in (folded(job.data, model.seq, model.vocab), passed_over(job.weights, job.model), size):
+        if sentence:
+            say(sentence)
     check_memory(cluster, job, say)
     if not is_leader():
         with cluster:
@@ -171,16 +174,16 @@ def prepare(request: TrainRequest) -> tuple[Job, Cluster]:
     if weights is not None:  # the shape was not known before
         plan.check(model)
     data = parse_data(request.data, request.tokenizer, request.pack)
-    check_data(data, model.seq, model.vocab)
+    check_data(data, model.seq, model.vocab, weights)
     if weights is not None and plan.exchange != "all-reduce":
         rule = f"--exchange {plan.exchange} starts from the seed's: leave them out, or take all-reduce"
         raise InputError("weights", weights, rule)
     cluster = make_cluster(request, plan.gpus)
     cluster.hardware.gpu.peak(plan.precision)
-    check_room(model, plan.precision, cluster)
     keep = request.save is not None
     job = Job(plan, model, request.steps, data, request.seed, weights=weights, keep=keep)
     job.check_packed()
+    of_training(job, request.check).check(cluster)
     load(plan.algorithm)  # before any rank does: a mistake in a file is one of usage
     return job, cluster
 

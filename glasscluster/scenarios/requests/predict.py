@@ -31,7 +31,11 @@ class PredictRequest(ModelRequest, PlanRequest):
     rank: str = Field("max", description="whose memory: max | last | a rank")
     slow_rank: list[str] = Field([], description="R:FACTOR, a straggler; may be repeated")
     expand: bool = switch("replay every GPU (this version always does)")
-    csv: str | None = Field(None, description="a file of rows, option names with _ as header")
+    csv: str | None = Field(
+        None,
+        description="a file of rows, option names with _ as header; a row that fails has `error` filled, and "
+        "the exit code is 0 unless all fail",
+    )
     out: str | None = Field(None, description="with --csv: the file to write")
 
     @model_validator(mode="after")

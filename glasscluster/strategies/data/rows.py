@@ -97,7 +97,7 @@ def _traffic(run: Judged) -> dict[str, int]:
 
 
 # ---- bytes held --------------------------------------------------------------------------------------------
-def _state(plan: Plan) -> tuple[int, int]:
+def optimizer_state(plan: Plan) -> tuple[int, int]:
     """How many moments the optimizer has of each parameter, and the bytes of a moment or master weight."""
     return 2 if plan.optimizer == "adamw" else 0, 4 if plan.has_master else plan.width
 
@@ -107,7 +107,7 @@ def _held(run: Judged) -> list[Row]:
     if run.results is None:
         return []
     plan = run.plan
-    moments, width = _state(plan)
+    moments, width = optimizer_state(plan)
     on_gpu = 0 if plan.offload == "optimizer" else (moments + plan.has_master) * width
     theory = {"parameters": 0.0, "gradients": 0.0, "optimizer": 0.0}
     for experts, psi in parameters_of(run.units).items():
@@ -150,7 +150,7 @@ def _host(run: Judged) -> list[Row]:
     plan, graph = run.plan, run.graph
     if graph is None or run.results is None or plan.offload == "none":
         return []
-    moments, width = _state(plan)
+    moments, width = optimizer_state(plan)
     n = {False: plan.shards, True: plan.expert_replicas} if plan.zero else {False: 1, True: 1}
     owned = sum(psi * plan.data_ranks * plan.tp // n[e] for e, psi in parameters_of(run.units).items())
     theory = offload.predict_host(owned, plan.width, plan.gradient_width, width, moments)

@@ -6,6 +6,7 @@ Tried are single changes and pairs of changes of different kinds:
     offload   the optimizer to the host        recompute    selective, full
     schedule  1F1B, which holds fewer at once  layout       another dp x tp x pp over the same GPUs
     bucket    a quarter                        reshard      ZeRO-3 frees parameters after forward
+    loss      in chunks of tokens
 
 Each is judged by recording it dry with the GPU's capacity, by the strategies' own code: one rank of each
 pipeline stage (the others of a stage hold the same, up to the remainder of a division). Those recordings,
@@ -14,7 +15,7 @@ these bounds the plans that fit are recorded on every rank, until the next bound
 found: so what is advised fits, and nothing quicker that was tried does. Recomputation and offload only ever
 add time, so they are not tried on top of a change that fits without them.
 But: no three changes at once, and no change of the training itself (precision, global batch, optimizer) or of
-the model (`--loss chunked`).
+what the model computes.
 """
 
 from __future__ import annotations
@@ -49,12 +50,13 @@ Change = dict[str, Any]
 
 @dataclass(frozen=True)
 class Fit:
-    """A change that fits: the fields that change, the plan, its fullest rank's bytes and the step's virtual
-    seconds.
+    """A change that fits: the fields that change, the plan and the model, its fullest rank's bytes and the
+    step's virtual seconds.
     """
 
     change: Change
     plan: Plan
+    model: ModelConfig
     peak_bytes: int
     seconds: float
 
@@ -89,9 +91,7 @@ class Advice:
     def __str__(self) -> str:
         how = f"{self.tried} of {self.candidates} single and paired changes tried, {self.fitting} fit"
         if not self.best:
-            return (
-                f"no change of the plan was found that fits ({how}; not tried: three at once, --loss chunked)"
-            )
+            return f"no change of the plan was found that fits ({how}; three at once are not tried)"
         first = self.best[0]
         return (
             f"the quickest change that fits is {first.options} "
@@ -115,11 +115,11 @@ def advise(
     search.
     """
     begun, listed = time.monotonic(), list(changes(plan, model))
-    fitting: list[tuple[float, int, Change, Plan]] = []
+    fitting: list[tuple[float, int, Change, Plan, ModelConfig]] = []
     enough: list[Change] = []  # changes that fit
     advice = Advice(candidates=len(listed))
     say(f"looking for a plan that fits {written_bytes(capacity)}: {counted(len(listed), 'change')} to judge")
-    for number, (change, other) in enumerate(listed):
+    for number, (change, other, shape) in enumerate(listed):
         if any(_only_adds(change, less) for less in enough):
             continue
         if time.monotonic() - begun > seconds or advice.tried == most:
@@ -128,32 +128,34 @@ def advise(
         advice.tried += 1
         if advice.tried % 40 == 0:
             say(f"{number + 1} of {len(listed)} changes judged, {len(fitting)} fit")
-        recorded = stages(other, model, capacity, 1, hardware.host.memory_bytes)
+        recorded = stages(other, shape, capacity, 1, hardware.host.memory_bytes)
         if isinstance(recorded, list):
-            fitting.append((_at_least(other, model, hardware, recorded), advice.tried, change, other))
+            bound = _at_least(other, shape, hardware, recorded)
+            fitting.append((bound, advice.tried, change, other, shape))
             enough.append(change)
     advice.fitting = len(fitting)
-    for number, (bound, _, change, other) in enumerate(sorted(fitting, key=lambda f: f[:2])):
+    for number, (bound, _, change, other, shape) in enumerate(sorted(fitting, key=lambda f: f[:2])):
         if len(advice.best) >= top and bound >= advice.best[top - 1].seconds:
             break
         if number == VERIFIED or (time.monotonic() - begun > 2 * seconds and advice.best):
             advice.complete = False
             break
         try:
-            peak, duration = on_every_rank(other, model, hardware, capacity, steps)
+            peak, duration = on_every_rank(other, shape, hardware, capacity, steps)
         except OutOfMemory:
             continue
-        advice.best = sorted([*advice.best, Fit(change, other, peak, duration)], key=lambda f: f.seconds)
+        fit = Fit(change, other, shape, peak, duration)
+        advice.best = sorted([*advice.best, fit], key=lambda f: f.seconds)
     advice.best = advice.best[:top]
     say(str(advice))
     return advice
 
 
 # ---- what to try -------------------------------------------------------------------------------------------
-def changes(plan: Plan, model: ModelConfig) -> Iterator[tuple[Change, Plan]]:
-    """Single changes, then pairs of different kinds; each with its plan, if that plan can run."""
+def changes(plan: Plan, model: ModelConfig) -> Iterator[tuple[Change, Plan, ModelConfig]]:
+    """Single changes, then pairs of different kinds; each with its plan and model, if they can run."""
     kinds = singles(plan, model)
-    seen = {plan}
+    seen = {(plan, model)}
     for change in [c for options in kinds for c in options]:
         yield from _made(plan, model, change, seen)
     for one, other in itertools.combinations(kinds, 2):
@@ -172,6 +174,7 @@ def singles(plan: Plan, model: ModelConfig) -> list[list[Change]]:
         [{"zero": stage} for stage in range(plan.zero + 1, 4)],
         [{"micro_batch": b} for b in batches],
         recomputed,
+        [{"loss": "chunked"}] if model.loss == "whole" else [],
         [{"offload": "optimizer"}] if plan.offload == "none" else [],
         [{"schedule": "1f1b"}] if plan.schedule == "gpipe" else [],
         [{"bucket": plan.bucket // 4}] if plan.bucket // 4 >= SMALLEST_BUCKET else [],
@@ -190,8 +193,11 @@ def layouts(plan: Plan, model: ModelConfig) -> Iterator[Change]:
                 yield {"dp": dp, "tp": tp, "pp": pp}
 
 
-def _made(plan: Plan, model: ModelConfig, change: Change, seen: set[Plan]) -> Iterator[tuple[Change, Plan]]:
-    values = {**plan.model_dump(), **change}
+def _made(
+    plan: Plan, model: ModelConfig, change: Change, seen: set[tuple[Plan, ModelConfig]]
+) -> Iterator[tuple[Change, Plan, ModelConfig]]:
+    of_model = {k: v for k, v in change.items() if k in ModelConfig.model_fields}
+    values = {**plan.model_dump(), **{k: v for k, v in change.items() if k not in of_model}}
     if "pp" in change and change["pp"] != plan.pp:
         values["layers_per_stage"] = None
     if "dp" in change and change["dp"] != plan.dp:
@@ -200,12 +206,14 @@ def _made(plan: Plan, model: ModelConfig, change: Change, seen: set[Plan]) -> It
         return
     try:
         other = Plan(**values)
-        other.check(model)
+        shape = ModelConfig(**{**model.model_dump(), **of_model}) if of_model else model
+        other.check(shape)
     except (InputError, ValueError):  # not available in this version, or does not divide
         return
-    if other not in seen:
-        seen.add(other)
-        yield {k: v for k, v in change.items() if getattr(plan, k) != v}, other
+    if (other, shape) not in seen:
+        seen.add((other, shape))
+        kept = {k: v for k, v in change.items() if getattr(model if k in of_model else plan, k) != v}
+        yield kept, other, shape
 
 
 def _only_adds(change: Change, less: Change) -> bool:

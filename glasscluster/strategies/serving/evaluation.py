@@ -202,9 +202,10 @@ def check_items(job: EvaluationJob) -> Tokenizer | None:
     seq, vocab = job.model.seq, job.model.vocab
     tokenizer = Tokenizer.load(job.tokenizer) if job.tokenizer is not None else None
     if tokenizer is None and vocab < 256:
-        raise InputError("vocab", vocab, "texts are bytes: give a tokenizer or a vocabulary of", [256])
+        rule = "texts are bytes: give a tokenizer, or a vocabulary of at least 256 tokens"
+        raise InputError("vocab", vocab, rule, [256])
     if tokenizer is not None:
-        tokenizer.check_vocab(vocab, str(job.tokenizer))
+        tokenizer.check_vocab(vocab, str(job.tokenizer), job.weights)
     for task in job.tasks:
         for number, item in enumerate(task.items):
             empty = ""

@@ -100,7 +100,7 @@ def merge_tree_figure(tokenizer: Tokenizer, words: Sequence[str], lang: str = "e
         if nodes:
             figure.add_trace(_trace(go, kind, nodes, lang))
     width, height = max(left - GAP, 1), (highest + 2.6) * LEVEL
-    figure.update_layout(**plain_layout(150 + 62 * height, left=16, right=16, top=20, bottom=60, size=15))
+    figure.update_layout(**plain_layout(150 + 62 * height, left=24, right=24, top=20, bottom=60, size=15))
     figure.update_layout(legend=LEGEND)
     figure.update_xaxes(visible=False, range=[-0.9, width - 0.1], fixedrange=True)
     figure.update_yaxes(visible=False, range=[-2.0, highest * LEVEL + 0.6], fixedrange=True)

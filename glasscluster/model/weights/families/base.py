@@ -313,13 +313,25 @@ class Family:
                 raise
             if field in self.always:  # a rule of what the family fixes: broken by the size of a head
                 field = "head_dim" if content.get("head_dim") is not None else "heads"
-            key = self.key_of(field)
-            said = self.by_own_names(content)
-            value = said.get(key, reading.values.get(field, problem.value))
+            key, there, value = self.said_as(field, content)
+            value = value if there else reading.values.get(field, problem.value)
             near = "" if problem.nearest is None else f"; the nearest valid choice is {problem.nearest}"
             why = f"{problem.field} = {problem.value}: {problem.rule}{near}"
-            raise KeyRefused(key, value, why if key in said else f"as it is absent: {why}") from None
+            raise KeyRefused(key, value, why if there else f"as it is absent: {why}") from None
         return config
+
+    def said_as(self, ours: str, content: Mapping[str, Any]) -> tuple[str, bool, Any]:
+        """The key of config.json that a field of ours comes from, whether it is there, and its value.
+
+        A key inside a dictionary, as rope_scaling[factor], is looked for in each one that may have it.
+        """
+        said, key = self.by_own_names(content), self.key_of(ours)
+        inner = key.partition("[")[2].removesuffix("]") or key
+        for special in self.specials:
+            for other in special.keys if key in special.fields.values() else ():
+                if isinstance(said.get(other), Mapping) and inner in said[other]:
+                    return f"{other}[{inner}]", True, said[other][inner]
+        return key, key in said, said.get(key)
 
     def key_of(self, ours: str) -> str:
         """The key of config.json that a field of ours comes from."""
