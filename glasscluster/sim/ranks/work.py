@@ -119,7 +119,7 @@ class MessageWork(Work):
             self.finish = None
         if self.ticket.row >= 0:
             self.comm.recorder.waited(self.ticket.row)
-        self.tensor = None
+        self.tensor = self.ticket.handle = None
 
 
 class CollectiveWork(Work):

@@ -99,7 +99,7 @@ class GroupWire(Wire):
         self._finish(ticket)
 
     def _finish(self, ticket: Ticket) -> None:
-        ticket.done, ticket.tensor, ticket.handle = True, None, None
+        ticket.done, ticket.tensor = True, None
 
     @contextlib.contextmanager
     def _named(self, ticket: Ticket) -> Iterator[None]:
