@@ -50,6 +50,13 @@ class Wire(ABC):
     def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
         """Post a receive from the cluster's rank `src` into `out`; returns at once."""
 
+    def expect(self, out: torch.Tensor, src: int, tag: int, what: str) -> None:  # noqa: B027
+        """Announce a receive that will be posted later, which costs less where a sender waits for it.
+
+        Receives from one sender with one tag are posted in the order in which they were announced, and before
+        any other.
+        """
+
     @abstractmethod
     def block(self, tickets: Sequence[Ticket], together: bool) -> None:
         """Return when at least one of the tickets is done; a wait that cannot end raises a named error.

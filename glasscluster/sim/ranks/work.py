@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from glasscluster.base.errors import InputError
 from glasscluster.sim.ranks.wire import Ticket, Wire
 from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, PURPOSES, RECV, REDUCE, SEND
 from glasscluster.sim.recording.memory import Ledger
@@ -137,6 +138,7 @@ class CollectiveWork(Work):
         self.buffer, self.nbytes = buffer, buffer.numel() * buffer.element_size()
         self.sequence = comm.next_sequence()
         self.pending: list[Ticket] = []
+        self.expected: dict[int, deque[torch.Tensor]] = {}  # by sender: buffers of announced receives
         self.staging: torch.Tensor | None = None
         self.steps: Steps = iter(())
         self.finished, self.started = False, False
@@ -186,7 +188,22 @@ class CollectiveWork(Work):
 
     def recv(self, out: torch.Tensor, src: int) -> list[Ticket]:
         """Post a receive from a group rank; empty tensors receive nothing."""
+        early = self.expected.get(src)
+        if early and out.numel() and early.popleft() is not out:
+            rule = f"rank {self.rank} announced another tensor to receive next from rank {src}"
+            raise InputError("recv", tuple(out.shape), rule)
         return self._post(RECV, out, src)
+
+    def expect(self, out: torch.Tensor, src: int) -> None:
+        """Announce a receive of a later step, whose buffer nobody uses until then.
+
+        It moves nothing and is not recorded. A backend may let the message in as soon as it comes; without
+        it, its sender waits until the step is reached. Each must be received in its turn, with `recv` or
+        `exchange` and the same tensor.
+        """
+        if out.numel():
+            self.expected.setdefault(src, deque()).append(out)
+            self.comm.wire.expect(out, self.comm.ranks[src], self.comm.tag_base, self._what())
 
     def exchange(self, x: torch.Tensor, dst: int, out: torch.Tensor, src: int) -> list[Ticket]:
         """Post a send and a receive together."""
@@ -235,6 +252,7 @@ class CollectiveWork(Work):
             self.pending = step or []
             if step is None:
                 self.finished = True
+                self._check_expected()
                 del self.buffer
                 if self.recorded:
                     self.cursor = tuple(dict.fromkeys((*self.cursor, self.launch)))
@@ -259,14 +277,24 @@ class CollectiveWork(Work):
         if x.numel() == 0:
             return []
         comm, world = self.comm, self.comm.ranks[peer]
-        what = f"{self.operation}({self.algorithm}) #{self.sequence} on {comm.axis}"
         post = comm.wire.isend if kind == SEND else comm.wire.irecv
-        ticket = post(x, world, comm.tag_base, what)
+        ticket = post(x, world, comm.tag_base, self._what())
         lane = comm.lane(1 if kind == SEND else 2)
         ticket.row = self._row(
             kind, self.operation, x.numel() * x.element_size(), world, lane, self._offset(x)
         )
         return [ticket]
+
+    def _check_expected(self) -> None:
+        """An announced receive that is never posted would take a message of the next collective."""
+        for src, buffers in self.expected.items():
+            if buffers:
+                rule = f"the algorithm {self.algorithm} ends with receives from rank {src} that it announced only"
+                raise InputError("expect", len(buffers), rule)
+
+    def _what(self) -> str:
+        """What errors call this collective."""
+        return f"{self.operation}({self.algorithm}) #{self.sequence} on {self.comm.axis}"
 
     def _offset(self, view: torch.Tensor) -> int:
         """The byte of the collective's buffer at which a part of it begins; -1 for memory outside it

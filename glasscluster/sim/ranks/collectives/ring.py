@@ -67,6 +67,8 @@ def _reduce_scatter(work, chunks, staging, op, members=None) -> Steps:
 def _all_gather(work, chunks, members=None) -> Steps:
     ring = members or range(work.size)
     n, r = len(ring), ring.index(work.rank)
+    for step in range(n - 1):  # a chunk has its own place, so all may come before their step is reached
+        work.expect(chunks[(r - step - 1) % n], ring[(r - 1) % n])
     for step in range(n - 1):
         outgoing, incoming = chunks[(r - step) % n], chunks[(r - step - 1) % n]
         yield work.exchange(outgoing, ring[(r + 1) % n], incoming, ring[(r - 1) % n])
