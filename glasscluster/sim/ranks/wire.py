@@ -15,6 +15,7 @@ import torch
 from glasscluster.sim.ranks.agreement import Call
 
 TAGS_PER_GROUP = 1 << 16
+_NOTHING = nullcontext()
 
 
 class Ticket:
@@ -97,11 +98,11 @@ class Wire(ABC):
         """A context manager: the messages posted inside start together (with NCCL they would deadlock
         otherwise).
         """
-        return nullcontext()
+        return _NOTHING
 
     def lane(self, group: int) -> AbstractContextManager[object]:
         """A context manager: what is enqueued inside goes to the stream of the communicator `group`."""
-        return nullcontext()
+        return _NOTHING
 
     def join(self, group: int) -> None:  # noqa: B027
         """Let the program's stream wait for the stream of the communicator `group`."""

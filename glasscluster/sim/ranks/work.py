@@ -137,6 +137,7 @@ class CollectiveWork(Work):
         self.comm, self.operation, self.algorithm = comm, operation, algorithm
         self.buffer, self.nbytes = buffer, buffer.numel() * buffer.element_size()
         self.sequence = comm.next_sequence()
+        self.name = f"{operation}({algorithm}) #{self.sequence} on {comm.axis}"  # in errors
         self.pending: list[Ticket] = []
         self.expected: dict[int, deque[torch.Tensor]] = {}  # by sender: buffers of announced receives
         self.staging: torch.Tensor | None = None
@@ -203,7 +204,7 @@ class CollectiveWork(Work):
         """
         if out.numel():
             self.expected.setdefault(src, deque()).append(out)
-            self.comm.wire.expect(out, self.comm.ranks[src], self.comm.tag_base, self._what())
+            self.comm.wire.expect(out, self.comm.ranks[src], self.comm.tag_base, self.name)
 
     def exchange(self, x: torch.Tensor, dst: int, out: torch.Tensor, src: int) -> list[Ticket]:
         """Post a send and a receive together."""
@@ -215,15 +216,9 @@ class CollectiveWork(Work):
         if into.numel() == 0:
             return
         REDUCTIONS[op](into, other)
-        self._row(
-            REDUCE,
-            op,
-            into.numel() * into.element_size(),
-            -1,
-            self.comm.lane(0),
-            self._offset(into),
-            advance=True,
-        )
+        if self.recorded:
+            nbytes = into.numel() * into.element_size()
+            self._row(REDUCE, op, nbytes, -1, self.comm.lane(0), self._offset(into), advance=True)
 
     # ---- what the progress engine calls --------------------------------------------------------------------
     def advance(self) -> bool:
@@ -278,11 +273,11 @@ class CollectiveWork(Work):
             return []
         comm, world = self.comm, self.comm.ranks[peer]
         post = comm.wire.isend if kind == SEND else comm.wire.irecv
-        ticket = post(x, world, comm.tag_base, self._what())
-        lane = comm.lane(1 if kind == SEND else 2)
-        ticket.row = self._row(
-            kind, self.operation, x.numel() * x.element_size(), world, lane, self._offset(x)
-        )
+        ticket = post(x, world, comm.tag_base, self.name)
+        if self.recorded:
+            lane = comm.lane(1 if kind == SEND else 2)
+            nbytes = x.numel() * x.element_size()
+            ticket.row = self._row(kind, self.operation, nbytes, world, lane, self._offset(x))
         return [ticket]
 
     def _check_expected(self) -> None:
@@ -291,10 +286,6 @@ class CollectiveWork(Work):
             if buffers:
                 rule = f"the algorithm {self.algorithm} ends with receives from rank {src} that it announced only"
                 raise InputError("expect", len(buffers), rule)
-
-    def _what(self) -> str:
-        """What errors call this collective."""
-        return f"{self.operation}({self.algorithm}) #{self.sequence} on {self.comm.axis}"
 
     def _offset(self, view: torch.Tensor) -> int:
         """The byte of the collective's buffer at which a part of it begins; -1 for memory outside it

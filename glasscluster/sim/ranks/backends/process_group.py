@@ -85,7 +85,7 @@ class GroupWire(Wire):
         """Wait for one of the tickets, or for all in turn when all are needed anyway."""
         if any(t.done for t in tickets):
             return
-        if together and not any(id(t) in self._submitted for t in tickets):
+        if together and self._submitted.isdisjoint(map(id, tickets)):
             for ticket in tickets:
                 try:
                     self._wait(ticket)
