@@ -82,9 +82,21 @@ class Progress:
             if done():
                 return
             mine = [t for t in own if not t.done]
-            sources = bool(mine) + sum(bool(q) for q in self.queues)
+            busy = [queue for queue in self.queues if queue]
             assert mine or pending, "a wait with nothing under way can never end"
-            self.wire.block(mine + pending, together=sources == 1)
+            if mine or len(busy) > 1:
+                self.wire.block(mine + pending, together=not busy)
+            else:
+                self._finish(busy[0][0])
+
+    def _finish(self, work: CollectiveWork) -> None:
+        """Run the only thing under way to its end; no other can move meanwhile."""
+        self._driving = True
+        try:
+            while not work.advance():
+                self.wire.block([t for t in work.pending if not t.done], together=True)
+        finally:
+            self._driving = False
 
     def drain(self) -> None:
         """Finish every outstanding collective (the end of a program)."""
@@ -240,7 +252,10 @@ class CollectiveWork(Work):
                 self.recorded and self.comm.last_collective >= 0
             ):  # one after the other on a communicator, as on a stream
                 self.cursor = (*self.cursor, self.comm.last_collective)
-        while all(t.done for t in self.pending):
+        while True:
+            for ticket in self.pending:
+                if not ticket.done:
+                    return False
             if self.recorded and self.pending:
                 self.cursor = tuple(t.row for t in self.pending)
             step = next(self.steps, None)
@@ -256,7 +271,6 @@ class CollectiveWork(Work):
                 )
                 self.comm.last_collective = self.row
                 return True
-        return False
 
     def wait(self) -> None:
         """Block until the collective has finished on this rank; frees its staging."""

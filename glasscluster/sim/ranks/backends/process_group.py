@@ -83,8 +83,9 @@ class GroupWire(Wire):
 
     def block(self, tickets: Sequence[Ticket], together: bool) -> None:
         """Wait for one of the tickets, or for all in turn when all are needed anyway."""
-        if any(t.done for t in tickets):
-            return
+        for ticket in tickets:
+            if ticket.done:
+                return
         if together and self._submitted.isdisjoint(map(id, tickets)):
             for ticket in tickets:
                 try:
