@@ -87,6 +87,7 @@ class Progress:
             if mine or len(busy) > 1:
                 self.wire.block(mine + pending, together=not busy)
             else:
+                del pending  # tickets hold their buffers
                 self._finish(busy[0][0])
 
     def _finish(self, work: CollectiveWork) -> None:
@@ -208,11 +209,17 @@ class CollectiveWork(Work):
         return self._post(RECV, out, src)
 
     def expect(self, out: torch.Tensor, src: int) -> None:
-        """Announce a receive of a later step, whose buffer nobody uses until then.
+        """Announce a receive of a later step, so that its message may arrive before that step.
 
-        It moves nothing and is not recorded. A backend may let the message in as soon as it comes; without
-        it, its sender waits until the step is reached. Each must be received in its turn, with `recv` or
-        `exchange` and the same tensor.
+        It changes neither what is sent nor what is recorded. From now on `out` may be filled. What was
+        announced must be received in the same order, with `recv` or `exchange`.
+
+        Args:
+            out: the very tensor that the receive will get.
+            src: the group rank that sends the message.
+
+        Raises:
+            InputError: from `recv` for another tensor, and from a collective that ends before the receive.
         """
         if out.numel():
             self.expected.setdefault(src, deque()).append(out)
@@ -295,10 +302,10 @@ class CollectiveWork(Work):
         return [ticket]
 
     def _check_expected(self) -> None:
-        """An announced receive that is never posted would take a message of the next collective."""
+        """Check that every announced receive was posted; else it would take the next collective's message."""
         for src, buffers in self.expected.items():
             if buffers:
-                rule = f"the algorithm {self.algorithm} ends with receives from rank {src} that it announced only"
+                rule = f"{self.algorithm} ends before it has received all that it announced from rank {src}"
                 raise InputError("expect", len(buffers), rule)
 
     def _offset(self, view: torch.Tensor) -> int:
