@@ -2,8 +2,9 @@
 
 Goal: at most 1.0 of gloo's time from 1 MiB up with 4 ranks. The bare loop (`floor`) sends the ring's messages
 with torch.distributed alone: no steps, no recording, no comparison, no names for errors. So ours over the floor
-is what our layers cost, and the floor over gloo is what a ring from Python can reach. The three are interleaved;
-who goes first changes with each repeat. Every rank is pinned to one core and runs one thread.
+is what our layers cost, and the floor over gloo is what a ring from Python can reach; `uncompared` is ours without
+the comparison of calls. They are interleaved, and who goes first changes with each repeat. Every rank is pinned to
+one core and runs one thread.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from glasscluster.sim.run import Cluster
 
 SIZES = {"4 KiB": (4 * 1024, 201), "1 MiB": (1024**2, 101), "64 MiB": (64 * 1024**2, 15)}  # bytes, repeats
 WARM_UP = 3
-CANDIDATES = ("ours", "floor", "gloo")
+CANDIDATES = ("ours", "uncompared", "floor", "gloo")
+RATIOS = (("ours", "gloo"), ("uncompared", "gloo"), ("ours", "floor"), ("floor", "gloo"))
 
 
 def floor(x: Any, rank: int, size: int) -> None:
@@ -53,9 +55,10 @@ def program(gpu: Any, nbytes: int, repeats: int) -> list[dict[str, tuple[float, 
 
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[gpu.rank % len(cores)]})
-    x = torch.ones(nbytes // 4)
+    x, calls = torch.ones(nbytes // 4), gpu.comm.wire.calls
     run = {
         "ours": lambda: gpu.comm.all_reduce(x, algorithm="ring"),
+        "uncompared": lambda: gpu.comm.all_reduce(x, algorithm="ring"),
         "floor": lambda: floor(x, gpu.rank, gpu.size),
         "gloo": lambda: dist.all_reduce(x),
     }
@@ -65,11 +68,13 @@ def program(gpu: Any, nbytes: int, repeats: int) -> list[dict[str, tuple[float, 
         spent.append({})
         for name in CANDIDATES[first:] + CANDIDATES[:first]:
             x.fill_(1.0)
+            gpu.comm.wire.calls = None if name == "uncompared" else calls
             dist.barrier()
             cpu, begun = time.process_time(), time.perf_counter()
             run[name]()
             spent[-1][name] = (time.perf_counter() - begun, time.process_time() - cpu)
             assert float(x.min()) == float(x.max()) == gpu.size, f"{name} gave a wrong sum"
+    gpu.comm.wire.calls = calls
     os.sched_setaffinity(0, set(cores))
     return spent[WARM_UP:]
 
@@ -82,7 +87,7 @@ def _row(gpus: int, size: str, ranks: list[list[dict[str, tuple[float, float]]]]
     row: dict[str, Any] = {"gpus": gpus, "size": size}
     for name in CANDIDATES:
         row[f"{name}_ms"] = round(median(wall[name]) * 1e3, 3)
-    for above, below in (("ours", "gloo"), ("ours", "floor"), ("floor", "gloo")):
+    for above, below in RATIOS:
         ratios = [a / b for a, b in zip(wall[above], wall[below], strict=True)]
         row[f"{above}_over_{below}"] = round(median(wall[above]) / median(wall[below]), 2)
         row[f"{above}_over_{below}_quartiles"] = [round(q, 2) for q in quantiles(ratios, n=4)[::2]]
