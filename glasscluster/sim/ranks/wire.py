@@ -15,6 +15,7 @@ import torch
 from glasscluster.sim.ranks.agreement import Call
 
 TAGS_PER_GROUP = 1 << 16
+_NOTHING = nullcontext()
 
 
 class Ticket:
@@ -49,6 +50,13 @@ class Wire(ABC):
     @abstractmethod
     def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
         """Post a receive from the cluster's rank `src` into `out`; returns at once."""
+
+    def expect(self, out: torch.Tensor, src: int, tag: int, what: str) -> None:  # noqa: B027
+        """Announce a receive that will be posted later, which costs less where a sender waits for it.
+
+        Receives from one sender with one tag are posted in the order in which they were announced, and before
+        any other.
+        """
 
     @abstractmethod
     def block(self, tickets: Sequence[Ticket], together: bool) -> None:
@@ -90,11 +98,11 @@ class Wire(ABC):
         """A context manager: the messages posted inside start together (with NCCL they would deadlock
         otherwise).
         """
-        return nullcontext()
+        return _NOTHING
 
     def lane(self, group: int) -> AbstractContextManager[object]:
         """A context manager: what is enqueued inside goes to the stream of the communicator `group`."""
-        return nullcontext()
+        return _NOTHING
 
     def join(self, group: int) -> None:  # noqa: B027
         """Let the program's stream wait for the stream of the communicator `group`."""

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from glasscluster.base.errors import InputError
 from glasscluster.sim.ranks.wire import Ticket, Wire
 from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, PURPOSES, RECV, REDUCE, SEND
 from glasscluster.sim.recording.memory import Ledger
@@ -81,9 +82,22 @@ class Progress:
             if done():
                 return
             mine = [t for t in own if not t.done]
-            sources = bool(mine) + sum(bool(q) for q in self.queues)
+            busy = [queue for queue in self.queues if queue]
             assert mine or pending, "a wait with nothing under way can never end"
-            self.wire.block(mine + pending, together=sources == 1)
+            if mine or len(busy) > 1:
+                self.wire.block(mine + pending, together=not busy)
+            else:
+                del pending  # tickets hold their buffers
+                self._finish(busy[0][0])
+
+    def _finish(self, work: CollectiveWork) -> None:
+        """Run the only thing under way to its end; no other can move meanwhile."""
+        self._driving = True
+        try:
+            while not work.advance():
+                self.wire.block([t for t in work.pending if not t.done], together=True)
+        finally:
+            self._driving = False
 
     def drain(self) -> None:
         """Finish every outstanding collective (the end of a program)."""
@@ -119,7 +133,7 @@ class MessageWork(Work):
             self.finish = None
         if self.ticket.row >= 0:
             self.comm.recorder.waited(self.ticket.row)
-        self.tensor = None
+        self.tensor = self.ticket.handle = None
 
 
 class CollectiveWork(Work):
@@ -136,7 +150,9 @@ class CollectiveWork(Work):
         self.comm, self.operation, self.algorithm = comm, operation, algorithm
         self.buffer, self.nbytes = buffer, buffer.numel() * buffer.element_size()
         self.sequence = comm.next_sequence()
+        self.name = f"{operation}({algorithm}) #{self.sequence} on {comm.axis}"  # in errors
         self.pending: list[Ticket] = []
+        self.expected: dict[int, deque[torch.Tensor]] = {}  # by sender: buffers of announced receives
         self.staging: torch.Tensor | None = None
         self.steps: Steps = iter(())
         self.finished, self.started = False, False
@@ -186,7 +202,28 @@ class CollectiveWork(Work):
 
     def recv(self, out: torch.Tensor, src: int) -> list[Ticket]:
         """Post a receive from a group rank; empty tensors receive nothing."""
+        early = self.expected.get(src)
+        if early and out.numel() and early.popleft() is not out:
+            rule = f"rank {self.rank} announced another tensor to receive next from rank {src}"
+            raise InputError("recv", tuple(out.shape), rule)
         return self._post(RECV, out, src)
+
+    def expect(self, out: torch.Tensor, src: int) -> None:
+        """Announce a receive of a later step, so that its message may arrive before that step.
+
+        It changes neither what is sent nor what is recorded. From now on `out` may be filled. What was
+        announced must be received in the same order, with `recv` or `exchange`.
+
+        Args:
+            out: the very tensor that the receive will get.
+            src: the group rank that sends the message.
+
+        Raises:
+            InputError: from `recv` for another tensor, and from a collective that ends before the receive.
+        """
+        if out.numel():
+            self.expected.setdefault(src, deque()).append(out)
+            self.comm.wire.expect(out, self.comm.ranks[src], self.comm.tag_base, self.name)
 
     def exchange(self, x: torch.Tensor, dst: int, out: torch.Tensor, src: int) -> list[Ticket]:
         """Post a send and a receive together."""
@@ -198,15 +235,9 @@ class CollectiveWork(Work):
         if into.numel() == 0:
             return
         REDUCTIONS[op](into, other)
-        self._row(
-            REDUCE,
-            op,
-            into.numel() * into.element_size(),
-            -1,
-            self.comm.lane(0),
-            self._offset(into),
-            advance=True,
-        )
+        if self.recorded:
+            nbytes = into.numel() * into.element_size()
+            self._row(REDUCE, op, nbytes, -1, self.comm.lane(0), self._offset(into), advance=True)
 
     # ---- what the progress engine calls --------------------------------------------------------------------
     def advance(self) -> bool:
@@ -228,13 +259,17 @@ class CollectiveWork(Work):
                 self.recorded and self.comm.last_collective >= 0
             ):  # one after the other on a communicator, as on a stream
                 self.cursor = (*self.cursor, self.comm.last_collective)
-        while all(t.done for t in self.pending):
+        while True:
+            for ticket in self.pending:
+                if not ticket.done:
+                    return False
             if self.recorded and self.pending:
                 self.cursor = tuple(t.row for t in self.pending)
             step = next(self.steps, None)
             self.pending = step or []
             if step is None:
                 self.finished = True
+                self._check_expected()
                 del self.buffer
                 if self.recorded:
                     self.cursor = tuple(dict.fromkeys((*self.cursor, self.launch)))
@@ -243,7 +278,6 @@ class CollectiveWork(Work):
                 )
                 self.comm.last_collective = self.row
                 return True
-        return False
 
     def wait(self) -> None:
         """Block until the collective has finished on this rank; frees its staging."""
@@ -259,14 +293,20 @@ class CollectiveWork(Work):
         if x.numel() == 0:
             return []
         comm, world = self.comm, self.comm.ranks[peer]
-        what = f"{self.operation}({self.algorithm}) #{self.sequence} on {comm.axis}"
         post = comm.wire.isend if kind == SEND else comm.wire.irecv
-        ticket = post(x, world, comm.tag_base, what)
-        lane = comm.lane(1 if kind == SEND else 2)
-        ticket.row = self._row(
-            kind, self.operation, x.numel() * x.element_size(), world, lane, self._offset(x)
-        )
+        ticket = post(x, world, comm.tag_base, self.name)
+        if self.recorded:
+            lane = comm.lane(1 if kind == SEND else 2)
+            nbytes = x.numel() * x.element_size()
+            ticket.row = self._row(kind, self.operation, nbytes, world, lane, self._offset(x))
         return [ticket]
+
+    def _check_expected(self) -> None:
+        """Check that every announced receive was posted; else it would take the next collective's message."""
+        for src, buffers in self.expected.items():
+            if buffers:
+                rule = f"{self.algorithm} ends before it has received all that it announced from rank {src}"
+                raise InputError("expect", len(buffers), rule)
 
     def _offset(self, view: torch.Tensor) -> int:
         """The byte of the collective's buffer at which a part of it begins; -1 for memory outside it

@@ -3,8 +3,10 @@
 Used by Ray and torchrun.
 
 gloo makes no promise of progress and cannot be polled, so waiting for any of several messages is done by one
-helper thread a message (torch releases the interpreter while it waits). NCCL orders work on streams: each
-communicator gets a stream of its own, and a step's send and receive start as one group.
+helper thread a message (torch releases the interpreter while it waits). Its own thread moves the bytes, on the
+core of the rank that waits for them, so what a message costs is mostly how often the two threads take turns
+(docs/decisions/0062). NCCL orders work on streams: each communicator gets a stream of its own, and a step's
+send and receive start as one group.
 
 An error of the library is given a name: rank, operation, peer, and whether the peer died or the time ran out.
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import sys
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -39,6 +41,8 @@ class GroupWire(Wire):
     ) -> None:
         self.rank, self.size, self.device, self.timeout_s = rank, size, device, timeout_s
         self.calls = calls
+        self._limit = timedelta(seconds=timeout_s)
+        self._expected: defaultdict[tuple[int, int], deque[Ticket]] = defaultdict(deque)  # by sender and tag
         self._arrived: queue.SimpleQueue[tuple[Ticket, Exception | None]] = queue.SimpleQueue()
         self._helpers: ThreadPoolExecutor | None = None
         self._submitted: set[int] = set()
@@ -49,26 +53,45 @@ class GroupWire(Wire):
         """Post a send."""
         ticket = Ticket("send", dst, tag, tensor, what)
         self._compare(ticket)
-        with self._named(ticket):
-            ticket.handle = dist.isend(tensor, dst, tag=tag)
+        try:
+            ticket.handle = _default_group().send([tensor], dst, tag)
+        except Exception as problem:
+            raise self._name(problem, ticket) from None
         return ticket
 
     def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
-        """Post a receive."""
+        """Post a receive, unless that was done when it was announced."""
+        early = self._expected.get((src, tag))
+        return early.popleft() if early else self._post_receive(out, src, tag, what)
+
+    def expect(self, out: torch.Tensor, src: int, tag: int, what: str) -> None:
+        """Post a receive now, for the `irecv` to come.
+
+        A sender of gloo asks whether its receiver is ready. If that has said so by then, the message leaves at
+        once, from the sender's own thread.
+        """
+        self._expected[src, tag].append(self._post_receive(out, src, tag, what))
+
+    def _post_receive(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
         ticket = Ticket("recv", src, tag, out, what)
         self._compare(ticket)
-        with self._named(ticket):
-            ticket.handle = dist.irecv(out, src, tag=tag)
+        try:
+            ticket.handle = _default_group().recv([out], src, tag)
+        except Exception as problem:
+            raise self._name(problem, ticket) from None
         return ticket
 
     def block(self, tickets: Sequence[Ticket], together: bool) -> None:
         """Wait for one of the tickets, or for all in turn when all are needed anyway."""
-        if any(t.done for t in tickets):
-            return
-        if together and not any(id(t) in self._submitted for t in tickets):
+        for ticket in tickets:
+            if ticket.done:
+                return
+        if together and self._submitted.isdisjoint(map(id, tickets)):
             for ticket in tickets:
-                with self._named(ticket):
+                try:
                     self._wait(ticket)
+                except Exception as problem:
+                    raise self._name(problem, ticket) from None
                 self._finish(ticket)
             return
         self._helpers = self._helpers or ThreadPoolExecutor(max_workers=64, thread_name_prefix="message")
@@ -81,7 +104,7 @@ class GroupWire(Wire):
             self._take_arrived(self._arrived.get())
 
     def _wait(self, ticket: Ticket) -> None:
-        ticket.handle.wait(timedelta(seconds=self.timeout_s))  # type: ignore[attr-defined]
+        ticket.handle.wait(self._limit)  # type: ignore[attr-defined]
 
     def _wait_aside(self, ticket: Ticket) -> None:
         try:
@@ -94,24 +117,19 @@ class GroupWire(Wire):
         ticket, problem = arrived
         self._submitted.discard(id(ticket))
         if problem is not None:
-            with self._named(ticket):
-                raise problem
+            raise self._name(problem, ticket) from None
         self._finish(ticket)
 
     def _finish(self, ticket: Ticket) -> None:
-        ticket.done, ticket.tensor, ticket.handle = True, None, None
+        """Mark a message as done, and keep its handle for as long as the ticket lives.
 
-    @contextlib.contextmanager
-    def _named(self, ticket: Ticket) -> Iterator[None]:
-        """Return a named error of ours for an error of the library."""
-        try:
-            yield
-        except GlassError:
-            raise
-        except Exception as problem:
-            raise self._name(problem, ticket) from None
+        gloo wakes the rank before its own thread has let go of the handle, and who drops one that is still
+        held spins until it is not. By the time the next messages are posted it is free.
+        """
+        ticket.done, ticket.tensor = True, None
 
     def _name(self, problem: Exception, ticket: Ticket) -> GlassError:
+        """Return a named error of ours for an error of the library."""
         names: dict[str, Any] = {"rank": self.rank, "operation": ticket.what, "peer": ticket.peer}
         nbytes = ticket.tensor.numel() * ticket.tensor.element_size() if ticket.tensor is not None else 0
         wait = Wait(self.rank, ticket.kind, ticket.peer, ticket.what, nbytes, source_line(sys._getframe()))
@@ -142,6 +160,7 @@ class GroupWire(Wire):
 
     def start_run(self) -> None:
         """Begin to number collectives and messages anew."""
+        self._expected.clear()
         if self.calls is not None:
             self.calls.start_run()
 
@@ -202,6 +221,9 @@ class NcclWire(GroupWire):
         """Enqueue a receive."""
         return self._enqueue(Ticket("recv", src, tag, out, what), dist.irecv)
 
+    def expect(self, out: torch.Tensor, src: int, tag: int, what: str) -> None:
+        """Do nothing: NCCL pairs messages in the order in which they are enqueued."""
+
     def _enqueue(self, ticket: Ticket, post: Any) -> Ticket:
         assert ticket.tensor is not None
         self._compare(ticket)
@@ -241,6 +263,14 @@ class NcclWire(GroupWire):
         """The program's stream waits for the communicator's."""
         if group in self._streams:
             torch.cuda.current_stream().wait_stream(self._streams[group])
+
+
+def _default_group() -> Any:
+    """The process group itself, whose send and recv are what dist.isend and dist.irecv end in.
+
+    It is asked for each time: who keeps it beyond its end aborts the process.
+    """
+    return dist.group.WORLD
 
 
 def make_wire(rank: int, size: int, device: torch.device, timeout_s: float, store: Any) -> GroupWire:

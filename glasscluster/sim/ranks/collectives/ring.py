@@ -14,7 +14,7 @@ Symbols: N ranks, S bytes of the full buffer, chunk i the i-th of N nearly equal
 Every rank sends all chunks but one in each half: 2(N-1)/N · S in all when N divides the element count, and
 2(N-1)·S over all ranks for any size (Eq 9). Additions happen in ring order, so the bits do not depend on
 timing.
-But: no bidirectional rings, and the receive of a step is not pipelined with the addition of the step before.
+But: no bidirectional rings, and no addition overlaps with the next receive (tried: docs/decisions/0062).
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ def _reduce_scatter(work, chunks, staging, op, members=None) -> Steps:
 def _all_gather(work, chunks, members=None) -> Steps:
     ring = members or range(work.size)
     n, r = len(ring), ring.index(work.rank)
+    for step in range(n - 1):  # a chunk has its own place, so all may come before their step is reached
+        work.expect(chunks[(r - step - 1) % n], ring[(r - 1) % n])
     for step in range(n - 1):
         outgoing, incoming = chunks[(r - step) % n], chunks[(r - step - 1) % n]
         yield work.exchange(outgoing, ring[(r + 1) % n], incoming, ring[(r - 1) % n])
@@ -96,6 +98,8 @@ def _broadcast(work, pieces, src, members=None) -> Steps:
     n, r = len(ring), ring.index(work.rank)
     place = (r - ring.index(src)) % n
     sends: list[Ticket] = []
+    for piece in pieces if place > 0 else ():
+        work.expect(piece, ring[(r - 1) % n])
     for piece in pieces:
         if place > 0:
             yield work.recv(piece, ring[(r - 1) % n])
