@@ -7,7 +7,7 @@ import io
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from glasscluster.base.errors import GlassError, InputError
 from glasscluster.base.files import is_there, read_text, replacing
@@ -129,6 +129,9 @@ def predict_csv(request: PredictRequest, say: Callable[[str], None]) -> tuple[in
     assert request.csv is not None
     defaults = {k: v for k, v in request.given.items() if k in COLUMNS}
     header, rows = read_rows(request.csv)
+    strange = strange_columns(request.csv, header, rows)
+    for problem in strange.values():
+        say(problem.message)
     target = Path(request.out) if request.out else Path(request.csv).with_suffix(".predicted.csv")
     if is_there(target) and target.samefile(request.csv):
         raise InputError("out", str(target), "is the file of rows itself, which would be lost")
@@ -137,7 +140,9 @@ def predict_csv(request: PredictRequest, say: Callable[[str], None]) -> tuple[in
     answered: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
         say(f"row {number + 1} of {len(rows)}")
-        answered.append({**dict(zip(header, row, strict=False)), **_predict_row(header, row, defaults)})
+        answered.append(
+            {**dict(zip(header, row, strict=False)), **_predict_row(header, row, defaults, strange)}
+        )
     columns = list(dict.fromkeys([*header, *(k for a in answered for k in a)]))
     if "error" not in columns:
         columns.append("error")
@@ -152,7 +157,7 @@ def read_rows(source: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV, blanks around cells taken off, and no lines without any text.
 
     Raises:
-        InputError: the file cannot be read, is empty, names a column twice, or fills one that is no option.
+        InputError: the file cannot be read, is empty, or names a column twice.
     """
     try:
         reader = csv.reader(io.StringIO(read_text("csv", source)), skipinitialspace=True)
@@ -166,26 +171,31 @@ def read_rows(source: str) -> tuple[list[str], list[list[str]]]:
     named = [name for name in options if name]
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise InputError("csv", source, f"names the column {twice[0]} twice")
-    for column, name in enumerate(options):
-        filled = [row[column] for row in rows if row[column : column + 1] not in ([], [""])]
-        if name and name not in COLUMNS and filled:
-            _refuse_column(source, name, filled[0])
     return header, rows
 
 
-def _refuse_column(source: str, name: str, value: str) -> NoReturn:
-    rule = (
-        f"is no column of {source}: {', '.join(CSV_COLUMNS)} are, and the options of a plan and of a model, "
-    )
-    rule += "as dp"
+def strange_columns(source: str, header: list[str], rows: list[list[str]]) -> dict[str, InputError]:
+    """The columns that some row fills though they are no options: by name, what is wrong with each."""
+    strange = {}
+    for column, cell in enumerate(header):
+        name = cell.replace("-", "_")
+        filled = [row[column] for row in rows if row[column : column + 1] not in ([], [""])]
+        if name and name not in COLUMNS and filled:
+            strange[cell] = _strange_column(source, name, filled[0])
+    return strange
+
+
+def _strange_column(source: str, name: str, value: str) -> InputError:
+    these = f"the options of a plan and of a model are, as dp, and {', '.join(CSV_COLUMNS)}"
     if name in PredictRequest.names():
-        rule = f"is an option of a single prediction, and no column of {source}: those are the options of a "
-        rule += f"plan and of a model, as dp, and {', '.join(CSV_COLUMNS)}"
-        raise InputError(name, value, rule)
-    raise InputError(name, value, rule, COLUMNS, by_name=True)
+        rule = f"is an option of a single prediction, and no column of {source}: {these}"
+        return InputError(name, value, rule)
+    return InputError(name, value, f"is no column of {source}: {these}", COLUMNS, by_name=True)
 
 
-def _predict_row(header: list[str], row: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
+def _predict_row(
+    header: list[str], row: list[str], defaults: dict[str, Any], strange: dict[str, InputError]
+) -> dict[str, Any]:
     """The predicted columns of a row, or its error. A cell without a column, or below a column without a
     name (a spreadsheet's row numbers), is not an option.
     """
@@ -193,6 +203,9 @@ def _predict_row(header: list[str], row: list[str], defaults: dict[str, Any]) ->
         if any(row[len(header) :]):
             raise InputError("row", ",".join(row), f"has more cells than the header, which has {len(header)}")
         cells = {name: cell for name, cell in zip(header, row, strict=False) if name and cell}
+        for name in cells:
+            if name in strange:
+                raise strange[name]
         given = {**defaults, **{name.replace("-", "_"): _value(cell) for name, cell in cells.items()}}
         request = PredictRequest.of(**given | {k: str(given[k]) for k in CSV_COLUMNS if k in given})
         request.prepared(prepare)
