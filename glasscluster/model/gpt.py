@@ -170,7 +170,8 @@ class Block(Module):
     def branch(self, x: Tensor, number: int, f: Callable[[Tensor], Tensor], draw: Draw | None) -> Tensor:
         """Add the branch f to x, with the norm where the model has it. number: 1 attention, 2 MLP."""
         where, place = self.config.norm_position, "attention output" if number == 1 else "mlp output"
-        y = f(x if where == "post" else norms.norm(self, f"norm{number}", x))
+        normed = partial(norms.norm, self, f"norm{number}")
+        y = f(x) if where == "post" else self.keep.behind("norm", normed, f, x)
         if where == "sandwich":
             y = norms.norm(self, f"after{number}", y)
         spans = self.parallel.spans(x.shape[1] * self.parallel.pieces, x.shape[2])

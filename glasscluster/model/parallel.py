@@ -273,8 +273,17 @@ class KeepAll:
         return x
 
     def branch(self, part: str, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """What computes a layer's second branch from its normalised input; `part` is "mlp" or "moe"."""
+        """What computes a part of a layer from one tensor: its second branch, "mlp" or "moe"."""
         return function
+
+    def behind(
+        self, part: str, make: Callable[..., Any], use: Callable[[Any], Tensor], *given: Tensor
+    ) -> Tensor:
+        """Compute use(make(*given)). `part` says what `make` is: of what it gives a policy may save nothing.
+
+        part: "norm", the norm before a branch. `make` gives a tensor, or a tuple of them.
+        """
+        return use(make(*given))
 
     def latent(self, c: Tensor, k_rotary: Tensor | None) -> None:
         """Latent attention: what keys and values are made from, [b, s, d_c] and [b, s, 1, d_R], for a cache

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from glasscluster.base.errors import InputError
 
-MEGATRON = {"core_attn": "core", "mlp": "mlp", "moe": "moe"}
+MEGATRON = {"core_attn": "core", "layernorm": "norm", "mlp": "mlp", "moe": "moe"}
 # torchtitan's list of what `selective_ac_option = "op"` saves (activation_checkpoint.py), by operator: its
 # word, and n, where each nth call of the word in a layer is not saved (0: all are). A product with a bias is
 # addmm and counts as mm. Collectives (reduce_scatter, all_to_all) and fp8's max have no operator here.
@@ -24,7 +24,6 @@ TORCHTITAN = {
     "glasscluster::flash_forward": ("attention", 0),
 }
 NOT_HERE = {
-    "layernorm": "discards a norm's output alone, and a part here starts from what it keeps",
     "moe_act": "discards the output of the experts' activation alone, and a part here is all experts",
     "mla_up_proj": "discards what latents become alone, and Q, K, V are kept here",
     "shared_experts": "is a part of moe here",

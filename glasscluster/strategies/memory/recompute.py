@@ -28,6 +28,7 @@ from functools import partial
 from math import sqrt
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -37,8 +38,10 @@ from glasscluster.model.kernels.flash.parts import whole
 from glasscluster.model.parallel import KeepAll
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.layout.segments import branch_of, ends, last_spared, segments
+from glasscluster.strategies.memory.discard import Discarded
 
 CHECKPOINT = "checkpoint"  # what the memory ledger calls a tensor that is kept to start from
+STARTS = ("norm",)  # of what is discarded: of which the input is counted as a checkpoint
 
 
 class Recompute(KeepAll):
@@ -101,6 +104,19 @@ class Selective(Recompute):
     def branch(self, part: str, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """What runs the MLP or the experts, and saves only their input for backward."""
         return partial(self.run, function) if part in self.parts else function
+
+    def behind(
+        self, part: str, make: Callable[..., Any], use: Callable[[Any], Tensor], *given: Tensor
+    ) -> Tensor:
+        """Compute use(make(*given)), and save nothing of what `make` gives for backward."""
+        if part not in self.parts or not torch.is_grad_enabled():
+            return use(make(*given))
+        again = partial(self.again, self.gpu.recorder.layer)  # it belongs to the layer that ran it first
+        discarded = Discarded(make, given, again, self.gpu.memory.call)
+        result = discarded.used(use)
+        for x in given if part in STARTS and discarded.waiting else ():
+            self.gpu.memory.register(x, "activations", CHECKPOINT)
+        return result
 
 
 class Full(Recompute):

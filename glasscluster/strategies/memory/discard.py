@@ -1,0 +1,94 @@
+"""Output discarding: what a cheap operation gave is not kept for the product behind it, but computed again.
+
+Follows Megatron-LM's `CheckpointWithoutOutput` (megatron core, tensor_parallel/random.py), which it uses for
+norms, the activation of experts and the projections up from latents. A norm stands for `make` here, and the
+branch behind it for `use`:
+
+    forward     x ──[ make ]── y ──[ use ]── z     kept: x, and what `use` keeps, but y only by name
+    backward    dz ─► use asks for y: make(x) runs again ─► dy ─► make's own backward, which needs x ─► dx
+
+A checkpoint (recompute.py) runs again all that lies between its input and what is asked for. Here `use` keeps
+what it keeps, only y is missing; and x costs nothing more, because the backward of `make` keeps it anyway.
+torch.autograd.graph.saved_tensors_hooks does the bookkeeping: a tensor of y's storage that `use` saves is
+packed as its place, and made anew when it is unpacked. Megatron makes y again when dz arrives; here it is when
+it is first asked for, and it lives until it was asked for as often as it was saved.
+
+But: what `make` keeps beside its input (a norm's statistics) stays kept. A `use` that saves copies of y (a
+gathered sequence) has nothing to discard: then nothing is computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+AGAIN = "computed again"  # what the memory ledger calls what was discarded and is there again
+
+
+class Discarded:
+    """What make(*given) gave, which backward computes again.
+
+    It is in `made` while forward uses it. `waiting` counts the tensors that were saved of it and were not
+    asked for yet.
+
+    Args:
+        make: gives a tensor, or a tuple of tensors.
+        given: what it is given.
+        again: the context in which it runs again.
+        call: tells the memory ledger the name of a tensor.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        given: tuple[Tensor, ...],
+        again: Callable[[], AbstractContextManager[None]],
+        call: Callable[[Tensor, str], None],
+    ) -> None:
+        self.make, self.again, self.call = make, again, call
+        self.given = tuple(x.detach() for x in given)  # without the graph, which lives by what it saved itself
+        self.made: Any = make(*given)
+        self.places = {x.untyped_storage()._cdata: place for place, x in enumerate(_all(self.made))}
+        self.remade: tuple[Tensor, ...] = ()
+        self.waiting = 0
+
+    def used(self, use: Callable[[Any], Tensor]) -> Tensor:
+        """use(made), which saves nothing of `made` for backward. It may not change it in place."""
+        with saved_tensors_hooks(self.pack, self.unpack):
+            result = use(self.made)
+        self.made, self.places = None, {}
+        return result
+
+    def pack(self, x: Tensor) -> Any:
+        """What is saved in the place of a tensor: if it is of `made`, of which one and how it lies in it."""
+        place = self.places.get(x.untyped_storage()._cdata)
+        if place is None:
+            return x
+        self.waiting += 1
+        return place, x.size(), x.stride(), x.storage_offset()
+
+    @torch.no_grad()
+    def unpack(self, saved: Any) -> Tensor:
+        """The tensor that was saved."""
+        if isinstance(saved, Tensor):
+            return saved
+        if not self.remade:
+            with self.again():
+                self.remade = _all(self.make(*self.given))
+            for remade in self.remade:
+                self.call(remade, AGAIN)
+        place, *how = saved
+        x = self.remade[place].as_strided(*how)
+        self.waiting -= 1
+        if not self.waiting:
+            self.remade = ()
+        return x
+
+
+def _all(made: Any) -> tuple[Tensor, ...]:
+    return made if isinstance(made, tuple) else (made,)
