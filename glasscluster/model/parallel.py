@@ -273,7 +273,9 @@ class KeepAll:
         return x
 
     def branch(self, part: str, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """What computes a part of a layer from one tensor: its second branch, "mlp" or "moe"."""
+        """What computes a part of a layer from one tensor: its second branch, "mlp" or "moe", or of that
+        the "shared" expert.
+        """
         return function
 
     def behind(
@@ -281,9 +283,12 @@ class KeepAll:
     ) -> Tensor:
         """Compute use(make(*given)). `part` says what `make` is: of what it gives a policy may save nothing.
 
-        part: "norm", the norm before a branch. `make` gives a tensor, or a tuple of them.
+        part: "norm", the norm before a branch; "moe_act", the activation of an expert. `make` gives a tensor,
+        or a tuple of them.
         """
-        return use(make(*given))
+        made = make(*given)
+        del given  # whoever holds it keeps it alive where nothing is saved
+        return use(made)
 
     def latent(self, c: Tensor, k_rotary: Tensor | None) -> None:
         """Latent attention: what keys and values are made from, [b, s, d_c] and [b, s, 1, d_R], for a cache

@@ -27,6 +27,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from glasscluster.model.config import ModelConfig
+
 AGAIN = "computed again"  # what the memory ledger calls what was discarded and is there again
 
 
@@ -51,7 +53,9 @@ class Discarded:
         call: Callable[[Tensor, str], None],
     ) -> None:
         self.make, self.again, self.call = make, again, call
-        self.given = tuple(x.detach() for x in given)  # without the graph, which lives by what it saved itself
+        self.given = tuple(
+            x.detach() for x in given
+        )  # without the graph, which lives by what it saved itself
         self.made: Any = make(*given)
         self.places = {x.untyped_storage()._cdata: place for place, x in enumerate(_all(self.made))}
         self.remade: tuple[Tensor, ...] = ()
@@ -92,3 +96,38 @@ class Discarded:
 
 def _all(made: Any) -> tuple[Tensor, ...]:
     return made if isinstance(made, tuple) else (made,)
+
+
+# ---- theory ------------------------------------------------------------------------------------------------
+
+
+def norms_discarded(model: ModelConfig, sequence_parallel: bool) -> int:
+    """How many norms of a layer can discard what they gave: the one before attention, the one before the MLP.
+
+    With sequence parallelism the three products of separate Q, K and V, and those of latents, keep the tokens
+    that were gathered from all ranks, and nobody keeps what the norm before attention gave.
+    """
+    gathered = sequence_parallel and (model.qkv == "separate" or model.kv_latent > 0)
+    return 1 if gathered else 2
+
+
+def predict_norms(
+    model: ModelConfig, layers: int, sequences: int, width: int, pieces: int, sequence_parallel: bool
+) -> int:
+    """Bytes that norms discard on a rank, for some layers and a micro-batch: w·sbh each.
+
+    Args:
+        model: sizes of the model.
+        layers: how many layers the rank has.
+        sequences: b, sequences of a micro-batch.
+        width: w, bytes of an element.
+        pieces: ranks that tokens are cut over where the norms are: cp, times t with sequence parallelism.
+        sequence_parallel: whether tokens are gathered over t before a layer's matrices.
+    """
+    one = width * sequences * model.seq * model.hidden // pieces
+    return one * norms_discarded(model, sequence_parallel) * layers
+
+
+def predict_activations(model: ModelConfig, assignments: int, width: int) -> int:
+    """Bytes that experts' activations discard on all ranks: w·f for each assignment of a token to an expert."""
+    return width * model.expert_width * assignments
