@@ -53,10 +53,23 @@ OF_EXPERTS = {
     "shared, overlapped": ("shared_experts,moe_act,layernorm,core_attn", OVERLAP, SHARED),
     "shared, two parts": ("shared_experts", {"pp": 2, "schedule": "zb-h1"}, SHARED),
 }
+LATENT = {"kv_latent": 8, "position": "rope", "rope_dim": 2}
+LATENTS = {
+    "flash": ("mla_up_proj", {}, {**LATENT, "q_latent": 6}),
+    "all queries": ("mla_up_proj,mlp", CUT, LATENT),
+    "with core": (
+        "mla_up_proj,core_attn,layernorm",
+        {"tp": 2},
+        {**LATENT, "q_latent": 6, "attention": "unfused"},
+    ),
+    "not rotated": ("mla_up_proj", {"dp": 2, "zero": 3}, {"kv_latent": 8, "norm": "rmsnorm"}),
+    "context": ("core_attn,mla_up_proj", {"cp": 2}, {**LATENT, "q_latent": 6}),
+    "two parts": ("mla_up_proj", {"pp": 2, "schedule": "zb-h1"}, LATENT),
+}
 NTH = {
     "one": (2, {}, {}),
     "third": (3, {"dp": 2, "zero": 3}, {"norm_position": "post"}),
-    "pipeline": (3, {"pp": 2, "schedule": "zb-h1"}, {"dropout": 0.1}),
+    "pipeline": (2, {"pp": 2, "schedule": "zb-h1"}, {"dropout": 0.1}),
     "shared heads": (2, {"tp": 4, "pp": 2}, {"kv_heads": 2}),
     "overlapped": (2, OVERLAP, SHARED),
     "experts": (3, {"dp": 2, "ep": 2, **CUT}, {**SHARED, "dense_layers": 1}),
@@ -91,7 +104,7 @@ def activations(run) -> tuple[int, int]:
 
 ALL = {
     f"{kind}: {name}": case
-    for kind, cases in (("norms", NORMS), ("experts", OF_EXPERTS), ("nth", NTH))
+    for kind, cases in (("norms", NORMS), ("experts", OF_EXPERTS), ("latents", LATENTS), ("nth", NTH))
     for name, case in cases.items()
 }
 
@@ -106,7 +119,8 @@ def test_a_plan_equals_one_device_all_rows_hold_and_it_takes_less_memory(words, 
     for row in held.values():
         assert row.why is not None or row.predicted == row.counted, row.key
     off = {key for key, row in held.items() if row.verdict == "not applicable"}
-    assert off <= ({"checkpoints_held"} if words == "shared_experts" and plan.pipeline.splits else set())
+    waits = plan.pipeline.splits and words in ("shared_experts", "mla_up_proj")
+    assert off == ({"checkpoints_held"} if waits else set())
     assert ("outputs_made_again" in held) == (
         isinstance(words, str) and words not in ("shared_experts", "shared_experts,mlp")
     )
@@ -115,7 +129,9 @@ def test_a_plan_equals_one_device_all_rows_hold_and_it_takes_less_memory(words, 
     assert left == left_before
 
 
-@pytest.mark.parametrize(("words", "options", "shape"), [*NORMS.values(), *NTH.values()], ids=[*NORMS, *NTH])
+@pytest.mark.parametrize(
+    ("words", "options", "shape"), [case for name, case in ALL.items() if not name.startswith("experts")]
+)
 def test_a_dry_run_records_the_same(words, options, shape):
     plan, model = chosen(words, options, shape)
     real, dry = (run_plan(plan, model, backend) for backend in ("threads", "dry"))
@@ -134,6 +150,7 @@ def test_a_dry_run_records_the_same(words, options, shape):
         NORMS["separate"],
         NORMS["zero 3"],
         OF_EXPERTS["shared, overlapped"],
+        LATENTS["with core"],
         NTH["one"],
     ],
 )
@@ -295,6 +312,10 @@ def test_another_layer_than_each_nth_is_caught(monkeypatch):
         ("moe_act", {}, {**EXPERTS, "activation": "relu"}, "moe_act: it would free nothing"),
         ("moe,moe_act", {}, EXPERTS, "moe_act: a part of moe, .* choice is moe$"),
         ("shared_experts,core_attn", {}, EXPERTS, "no shared expert; .* choice is core_attn"),
+        ("mla_up_proj", {}, {}, "the model has no latents; .* choice is core_attn"),
+        ("mla_up_proj", {"cp": 2}, LATENT, "copies of Q, K and V here: it needs core_attn beside it"),
+        ("mla_up_proj", {}, {**LATENT, "attention": "unfused"}, "it needs core_attn beside it"),
+        ("mla_up_proj,layernorm", {}, LATENT, "made from what the norm gave, .* choice is layernorm"),
         ("shared_experts,moe", {}, SHARED, "shared_experts: a part of moe, .* choice is moe$"),
         (2, {"recompute": "none"}, {}, "recompute_nth = 2: needs --recompute full; .* choice is 1"),
         (2, {"recompute_every": 2}, {}, "recompute_nth = 2: needs --recompute-every 1"),

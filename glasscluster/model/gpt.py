@@ -180,8 +180,16 @@ class Block(Module):
 
     def attend(self, x_BSH: Tensor, draw: Draw | None) -> Tensor:
         """Compute this rank's heads of attention: [B, S, H] -> [B, S, A·D]."""
+        heads = partial(self.attend_heads, draw=draw)
+        if not self.config.kv_latent:
+            return heads(self.queries_keys_values(x_BSH))
+        up = partial(latent.queries_keys_values, self)
+        return self.keep.behind("latent_up", up, heads, latent.latents(self, x_BSH))
+
+    def attend_heads(self, qkv: tuple[Tensor, Tensor, Tensor], draw: Draw | None) -> Tensor:
+        """Compute attention from this rank's queries, keys and values: [B, S, A, D] each -> [B, S, A·D]."""
         config, context = self.config, self.parallel.context
-        q, k, v = self.queries_keys_values(x_BSH)
+        q, k, v = qkv
         if self.parallel.observe is not None:
             self.parallel.observe("queries and keys", self.index, q, k)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, A or key heads, S, D]
@@ -264,13 +272,11 @@ class Block(Module):
         return rope(x.flatten(0, 1).unsqueeze(0), spans, self.config).view(x.shape)
 
     def queries_keys_values(self, x_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of this rank's heads, as attention takes them.
+        """Queries, keys and values of this rank's heads, as attention takes them, without latents.
 
         [B, S, H] -> [B, S, A, D] for queries, [B, S, key heads, D] for keys and for values.
         """
         config, parallel = self.config, self.parallel
-        if config.kv_latent:
-            return latent.queries_keys_values(self, x_BSH)
         q, k, v = self.columns(x_BSH)
         k, v = parallel.whole_heads(k, v)
         q, k, v = (x.unflatten(-1, (-1, config.head_dim)) for x in (q, k, v))

@@ -279,14 +279,14 @@ class KeepAll:
         return function
 
     def behind(
-        self, part: str, make: Callable[..., Any], use: Callable[[Any], Tensor], *given: Tensor
+        self, part: str, make: Callable[[Any], Any], use: Callable[[Any], Tensor], given: Any
     ) -> Tensor:
-        """Compute use(make(*given)). `part` says what `make` is: of what it gives a policy may save nothing.
+        """Compute use(make(given)). `part` says what `make` is: of what it gives a policy may save nothing.
 
-        part: "norm", the norm before a branch; "moe_act", the activation of an expert. `make` gives a tensor,
-        or a tuple of them.
+        part: "norm", the norm before a branch; "moe_act", the activation of an expert; "latent_up", what makes
+        queries, keys and values of latents. Given and made is a tensor, or a tuple of tensors.
         """
-        made = make(*given)
+        made = make(given)
         del given  # whoever holds it keeps it alive where nothing is saved
         return use(made)
 

@@ -12,8 +12,10 @@ asked to compute; a word that has none is refused, with the reason.
     moe_act         moe_act   the activation's      the activation of each expert
                               input
     shared_experts  shared    its input             both matrices of the expert that every token passes
+    mla_up_proj     latent_up latents               Q, K and V from them, and their rotation
 
-Of layernorm and moe_act the output alone is discarded (discard.py); the others are checkpoints (recompute.py).
+Of layernorm, moe_act and mla_up_proj the output alone is discarded (discard.py); the others are checkpoints
+(recompute.py).
 But: of layernorm Megatron makes a norm's statistics anew, too; here they stay.
 """
 
@@ -28,6 +30,7 @@ MEGATRON = {
     "moe": "moe",
     "moe_act": "moe_act",
     "shared_experts": "shared",
+    "mla_up_proj": "latent_up",
 }
 # torchtitan's list of what `selective_ac_option = "op"` saves (activation_checkpoint.py), by operator: its
 # word, and n, where each nth call of the word in a layer is not saved (0: all are). A product with a bias is
@@ -38,7 +41,6 @@ TORCHTITAN = {
     "glasscluster::flash_forward": ("attention", 0),
 }
 NOT_HERE = {
-    "mla_up_proj": "discards what latents become alone, and Q, K, V are kept here",
     "mhc": "belongs to hyper-connections, which no model here has",
 }
 

@@ -1,14 +1,14 @@
 """Output discarding: what a cheap operation gave is not kept for the product behind it, but computed again.
 
 Follows Megatron-LM's `CheckpointWithoutOutput` (megatron core, tensor_parallel/random.py), which it uses for
-norms, the activation of experts and the projections up from latents. A norm stands for `make` here, and the
-branch behind it for `use`:
+norms, the activation of experts and the projections up from latents. `make` is a norm and `use` the branch
+behind it; or `make` makes queries, keys and values, and `use` is attention:
 
     forward     x ──[ make ]── y ──[ use ]── z     kept: x, and what `use` keeps, but y only by name
     backward    dz ─► use asks for y: make(x) runs again ─► dy ─► make's own backward, which needs x ─► dx
 
 A checkpoint (recompute.py) runs again all that lies between its input and what is asked for. Here `use` keeps
-what it keeps, only y is missing; and x costs nothing more, because the backward of `make` keeps it anyway.
+what it keeps, only y is missing; and a norm's x costs nothing more, because its backward keeps it anyway.
 torch.autograd.graph.saved_tensors_hooks does the bookkeeping: a tensor of y's storage that `use` saves is
 packed as its place, and made anew when it is unpacked. Megatron makes y again when dz arrives; here it is when
 it is first asked for, and it lives until it was asked for as often as it was saved.
@@ -33,31 +33,30 @@ AGAIN = "computed again"  # what the memory ledger calls what was discarded and 
 
 
 class Discarded:
-    """What make(*given) gave, which backward computes again.
+    """What make(given) gave, which backward computes again.
 
     It is in `made` while forward uses it. `waiting` counts the tensors that were saved of it and were not
     asked for yet.
 
     Args:
         make: gives a tensor, or a tuple of tensors.
-        given: what it is given.
+        given: what it is given, a tensor or a tuple of tensors.
         again: the context in which it runs again.
         call: tells the memory ledger the name of a tensor.
     """
 
     def __init__(
         self,
-        make: Callable[..., Any],
-        given: tuple[Tensor, ...],
+        make: Callable[[Any], Any],
+        given: Any,
         again: Callable[[], AbstractContextManager[None]],
         call: Callable[[Tensor, str], None],
     ) -> None:
         self.make, self.again, self.call = make, again, call
-        self.given = tuple(
-            x.detach() for x in given
-        )  # without the graph, which lives by what it saved itself
-        self.made: Any = make(*given)
-        self.places = {x.untyped_storage()._cdata: place for place, x in enumerate(_all(self.made))}
+        # without the graph, which lives by what it saved itself
+        self.given = tuple(x.detach() for x in given) if isinstance(given, tuple) else given.detach()
+        self.made: Any = make(given)
+        self.places = {x.untyped_storage()._cdata: place for place, x in enumerate(tensors(self.made))}
         self.remade: tuple[Tensor, ...] = ()
         self.waiting = 0
 
@@ -83,7 +82,7 @@ class Discarded:
             return saved
         if not self.remade:
             with self.again():
-                self.remade = _all(self.make(*self.given))
+                self.remade = tensors(self.make(self.given))
             for remade in self.remade:
                 self.call(remade, AGAIN)
         place, *how = saved
@@ -94,7 +93,8 @@ class Discarded:
         return x
 
 
-def _all(made: Any) -> tuple[Tensor, ...]:
+def tensors(made: Any) -> tuple[Tensor, ...]:
+    """A tuple of tensors as it is, a tensor as a tuple of one."""
     return made if isinstance(made, tuple) else (made,)
 
 
@@ -114,7 +114,7 @@ def norms_discarded(model: ModelConfig, sequence_parallel: bool) -> int:
 def predict_norms(
     model: ModelConfig, layers: int, sequences: int, width: int, pieces: int, sequence_parallel: bool
 ) -> int:
-    """Bytes that norms discard on a rank, for some layers and a micro-batch: w·sbh each.
+    """Eq 29: bytes that norms discard on a rank, for some layers and a micro-batch, w·sbh each.
 
     Args:
         model: sizes of the model.
@@ -126,6 +126,21 @@ def predict_norms(
     """
     one = width * sequences * model.seq * model.hidden // pieces
     return one * norms_discarded(model, sequence_parallel) * layers
+
+
+def predict_heads(model: ModelConfig, sequences: int, width: int, tp: int, cp: int) -> int:
+    """Bytes of queries, keys and values that latent attention discards on a rank, of a layer and micro-batch."""
+    columns = model.heads * (2 * model.score_dim + model.value_dim(cp)) // tp
+    return width * sequences * (model.seq // cp) * columns
+
+
+def predict_latents(model: ModelConfig, sequences: int, width: int, cp: int) -> int:
+    """Bytes that a rank keeps to make queries, keys and values from, of a layer and micro-batch.
+
+    They are the normed latent, all that the way down gave, and its input where queries have no latent.
+    """
+    numbers = model.kv_latent + model.down
+    return width * sequences * (model.seq // cp) * (numbers + (0 if model.q_latent else model.hidden))
 
 
 def predict_activations(model: ModelConfig, assignments: int, width: int) -> int:

@@ -63,7 +63,7 @@ class MemoryOptions(Options):
         if self.recompute == "op":
             self._check_operators(model, layout)
         if self.recompute == "selective":
-            self._check_modules(model, parts)
+            self._check_modules(model, layout, parts)
         elif parts != ("core",):
             rule = f"--recompute-modules {self.recompute_modules} needs --recompute selective"
             raise InputError("recompute", self.recompute, rule, ["selective"])
@@ -87,7 +87,7 @@ class MemoryOptions(Options):
             if refused:
                 raise InputError("recompute", "op", rule, ["full"])
 
-    def _check_modules(self, model: ModelConfig, parts: Sequence[str]) -> None:
+    def _check_modules(self, model: ModelConfig, layout: Layout, parts: Sequence[str]) -> None:
         """Whether the model has each module, and none is inside another one."""
         inside_moe = "moe" in parts, "a part of moe, which runs again as a whole"
         for word, refused, rule in (
@@ -107,6 +107,17 @@ class MemoryOptions(Options):
             ("moe_act", *inside_moe),
             ("shared_experts", not model.experts or not model.shared_ffn, "the model has no shared expert"),
             ("shared_experts", *inside_moe),
+            ("mla_up_proj", not model.kv_latent, "the model has no latents"),
+            (
+                "mla_up_proj",
+                "core" not in parts and (model.attention != "flash" or layout.cp > 1),
+                "attention keeps copies of Q, K and V here: it needs core_attn beside it",
+            ),
+            (
+                "mla_up_proj",
+                "norm" in parts and not model.q_latent,
+                "queries without a latent are made from what the norm gave, which layernorm discards",
+            ),
         ):
             if refused and MEGATRON[word] in parts:
                 others = ",".join(w for w, part in MEGATRON.items() if part in parts and w != word)

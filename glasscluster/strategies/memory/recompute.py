@@ -41,10 +41,12 @@ from glasscluster.model.kernels.flash.parts import whole
 from glasscluster.model.parallel import KeepAll
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.layout.segments import dense_again, ends, last_spared, segments
-from glasscluster.strategies.memory.discard import Discarded, norms_discarded
+from glasscluster.strategies.memory.discard import Discarded, norms_discarded, predict_latents, tensors
 
 CHECKPOINT = "checkpoint"  # what the memory ledger calls a tensor that is kept to start from
-STARTS = ("norm",)  # of what is discarded: of which the input is counted as a checkpoint
+# Where an output is discarded: of which the input is counted as a checkpoint. Experts' rows are as many as the
+# data says, so that nobody can say how many are kept at once.
+STARTS = ("norm", "latent_up")
 
 
 class Recompute(KeepAll):
@@ -109,15 +111,15 @@ class Selective(Recompute):
         return partial(self.run, function) if part in self.parts else function
 
     def behind(
-        self, part: str, make: Callable[..., Any], use: Callable[[Any], Tensor], *given: Tensor
+        self, part: str, make: Callable[[Any], Any], use: Callable[[Any], Tensor], given: Any
     ) -> Tensor:
-        """Compute use(make(*given)), and save nothing of what `make` gives for backward."""
+        """Compute use(make(given)), and save nothing of what `make` gives for backward."""
         if part not in self.parts or not torch.is_grad_enabled():
-            return use(make(*given))
+            return super().behind(part, make, use, given)
         again = partial(self.again, self.gpu.recorder.layer)  # it belongs to the layer that ran it first
         discarded = Discarded(make, given, again, self.gpu.memory.call)
         result = discarded.used(use)
-        for x in given if part in STARTS and discarded.waiting else ():
+        for x in tensors(given) if part in STARTS and discarded.waiting else ():
             self.gpu.memory.register(x, "activations", CHECKPOINT)
         return result
 
@@ -217,6 +219,8 @@ def predict_checkpoints(
         columns = (model.query_width // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
     full = width * tokens * model.hidden // pieces * len(segments(len(layers), every))
     core = width * tokens // cp * columns if "core" in parts else 0
+    if "latent_up" in parts:  # Q, K and V are made again, also where attention's core is
+        core = predict_latents(model, sequences, width, cp)
     inputs = len(dense_again(model, layers, parts))
     if "norm" in parts:
         inputs = norms_discarded(model, sequence_parallel) * len(layers)
@@ -266,6 +270,8 @@ def predict_flops(
         # the product with V is not repeated: backward needs only its inputs, and recomputation ends with them
         scores = 2 * b * s * s * model.heads * model.score_dim * len(layers)
         attention = (core if model.attention == "flash" else scores) if "core" in parts else 0
+        if "latent_up" in parts:
+            attention += len(layers) * 2 * b * s * (model.head_products - h * model.query_width)
         branches, last = dense_again(model, layers, parts), list(layers)
         routed = [layer for layer in branches if model.routed(layer) and "moe" in parts]
     else:

@@ -23,7 +23,7 @@ from glasscluster.sim.time.memory_history import MemoryHistory
 from glasscluster.strategies.layout.judged import Judged
 from glasscluster.strategies.layout.segments import ends, last_spared
 from glasscluster.strategies.layout.tokens import work
-from glasscluster.strategies.memory.discard import AGAIN, predict_activations, predict_norms
+from glasscluster.strategies.memory.discard import AGAIN, predict_activations, predict_heads, predict_norms
 from glasscluster.strategies.memory.per_operation import predict_again, predict_saved
 from glasscluster.strategies.memory.recompute import predict_checkpoints, predict_flops
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 SOURCE = "Korthikanti 2205.05198 section 5; Chen 1604.06174 (Eq 29)"
 
 PLACE = 60  # in the ledger
-DISCARDED = {"norm", "moe_act"}  # parts of which the output is discarded
+DISCARDED = {"norm", "latent_up", "moe_act"}  # parts of which the output is discarded
 WAITS = Said(
-    "the input of an MLP also waits for its weights' gradients: how many at once, the schedule decides",
-    "MLP 的输入还要等待权重梯度：同时等待的有多少由调度决定",
+    "the input of a matrix also waits for its weights' gradient: how many at once, the schedule decides",
+    "矩阵的输入还要等待权重梯度：同时等待的有多少由调度决定",
 )
 NAMES = {
     "logits": Said(
@@ -64,8 +64,8 @@ def _recomputed(run: Judged) -> list[Row]:
     if run.graph is None or run.results is None or run.plan.recompute == "none":
         return []
     parts = run.plan.recomputed
-    branches = run.plan.recompute in ("selective", "op") and {"mlp", "moe", "shared"} & set(parts)
-    waits = run.plan.pipeline.splits and branches and "norm" not in parts
+    waiting = {"latent_up"} if "norm" in parts else {"latent_up", "mlp", "moe", "shared"}
+    waits = run.plan.pipeline.splits and run.plan.recompute != "full" and waiting & set(parts)
     return [
         *_discarded(run, run.graph),
         Row(
@@ -88,7 +88,7 @@ def _recomputed(run: Judged) -> list[Row]:
 
 
 def _discarded(run: Judged, graph: ExecutionGraph) -> list[Row]:
-    """Bytes of what norms and experts' activations gave, which were discarded and are made again, in a step."""
+    """Bytes that were discarded and are made again in a step: of norms, of latents' heads, of experts."""
     plan, model = run.plan, run.model
     if not DISCARDED & set(plan.recomputed):
         return []
@@ -96,6 +96,9 @@ def _discarded(run: Judged, graph: ExecutionGraph) -> list[Row]:
     if "norm" in plan.recomputed:
         sizes = plan.micro_batch, plan.width, plan.pieces, plan.sequence_parallel
         one = sum(predict_norms(model, len(layers), *sizes) for layers in plan.stage_layers(model))
+        predicted += one * plan.micro_batches * plan.data_ranks * plan.tp
+    if "latent_up" in plan.recomputed:
+        one = predict_heads(model, plan.micro_batch, plan.width, plan.tp, plan.cp) * model.layers
         predicted += one * plan.micro_batches * plan.data_ranks * plan.tp
     if "moe_act" in plan.recomputed:
         predicted += predict_activations(model, _assignments(run), plan.width)
