@@ -12,6 +12,7 @@ from helpers import differences, run_plan, worst
 
 from glasscluster.base.errors import InputError
 from glasscluster.cli import main
+from glasscluster.scenarios.jobs.prediction import predict
 from glasscluster.sim.recording.events import CATEGORIES, RECOMPUTE
 from glasscluster.sim.time.memory_history import MemoryHistory
 from glasscluster.strategies.judge import accounts
@@ -235,6 +236,17 @@ def test_the_bytes_of_norms_are_two_inputs_a_layer_and_those_of_an_mlp_behind_on
     separate = model.model_copy(update={"qkv": "separate"})
     assert predict_norms(separate, 2, 1, 2, 4, True) == 2 * one // 4
     assert predict_norms(separate, 2, 1, 2, 1, False) == 2 * 2 * one
+
+
+@pytest.mark.parametrize("layout", [{"dp": 2}, CUT], ids=str)
+def test_the_peak_of_llama_3_8b_falls_by_what_its_norms_gave_and_by_nothing_else(layout):
+    model, found = make_model("llama3-8b", layers=4), []
+    for words in ("core_attn", "core_attn,layernorm"):
+        more = {"recompute": "selective", "recompute_modules": words}
+        plan = make_plan(global_batch=2, precision="bf16", **layout, **more)
+        found.append(predict(plan, model, "dgx-h200")["memory_gib"]["activations"] * 2**30)
+    cut = layout.get("tp", 1)
+    assert found[0] - found[1] == pytest.approx(predict_norms(model, 4, 1, 2, cut, cut > 1), rel=1e-12)
 
 
 def test_the_shared_expert_s_first_product_runs_again_and_no_other_one():

@@ -180,11 +180,10 @@ class Block(Module):
 
     def attend(self, x_BSH: Tensor, draw: Draw | None) -> Tensor:
         """Compute this rank's heads of attention: [B, S, H] -> [B, S, A·D]."""
-        heads = partial(self.attend_heads, draw=draw)
-        if not self.config.kv_latent:
-            return heads(self.queries_keys_values(x_BSH))
-        up = partial(latent.queries_keys_values, self)
-        return self.keep.behind("latent_up", up, heads, latent.latents(self, x_BSH))
+        if self.config.kv_latent and self.keep.discards("latent_up"):
+            heads, up = partial(self.attend_heads, draw=draw), partial(latent.up, self)
+            return self.keep.behind("latent_up", up, heads, latent.down(self, self.parallel.f(x_BSH)))
+        return self.attend_heads(self.queries_keys_values(x_BSH), draw)
 
     def attend_heads(self, qkv: tuple[Tensor, Tensor, Tensor], draw: Draw | None) -> Tensor:
         """Compute attention from this rank's queries, keys and values: [B, S, A, D] each -> [B, S, A·D]."""
@@ -272,11 +271,13 @@ class Block(Module):
         return rope(x.flatten(0, 1).unsqueeze(0), spans, self.config).view(x.shape)
 
     def queries_keys_values(self, x_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of this rank's heads, as attention takes them, without latents.
+        """Queries, keys and values of this rank's heads, as attention takes them.
 
         [B, S, H] -> [B, S, A, D] for queries, [B, S, key heads, D] for keys and for values.
         """
         config, parallel = self.config, self.parallel
+        if config.kv_latent:
+            return latent.queries_keys_values(self, x_BSH)
         q, k, v = self.columns(x_BSH)
         k, v = parallel.whole_heads(k, v)
         q, k, v = (x.unflatten(-1, (-1, config.head_dim)) for x in (q, k, v))

@@ -278,6 +278,10 @@ class KeepAll:
         """
         return function
 
+    def discards(self, part: str) -> bool:
+        """Whether `behind` saves nothing of what `make` gives."""
+        return False
+
     def behind(
         self, part: str, make: Callable[[Any], Any], use: Callable[[Any], Tensor], given: Any
     ) -> Tensor:

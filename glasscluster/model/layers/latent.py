@@ -48,25 +48,31 @@ def declare(block: Any) -> None:
         block.bias(f"{name}_bias", config.heads * each, shard=Shard(0))
 
 
-def latents(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The way down: x [b, s outside, h] -> what heads are made from, whole on every rank.
+def queries_keys_values(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x [b, s outside, h] -> this rank's heads of each: [b, s, a, d + d_R], of values [b, s, a, d] where the
+    sequence is whole.
+    """
+    y = block.parallel.f(x)
+    return up(block, down(block, y))
+
+
+def down(block: Any, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The way down: y [b, s, h] -> what heads are made from, whole on every rank.
 
     Returns:
         The normed latent of keys and values [b, s, d_c], the rotary key that all heads share, not rotated yet
-        [b, s, d_R], and the latent of queries, not normed yet [b, s, d_c'], or x [b, s, h] where they have
+        [b, s, d_R], and the latent of queries, not normed yet [b, s, d_c'], or y [b, s, h] where they have
         none.
     """
-    config, y = block.config, block.parallel.f(x)
-    down = block.parallel.linear(y, block.down_to_latents_weight, block.get("down_to_latents_bias"))
-    c, k_rotary, c_queries = down.split([config.kv_latent, config.rotary, config.q_latent], -1)
+    config = block.config
+    latents = block.parallel.linear(y, block.down_to_latents_weight, block.get("down_to_latents_bias"))
+    c, k_rotary, c_queries = latents.split([config.kv_latent, config.rotary, config.q_latent], -1)
     c = norms.norm(block, "kv_latent_norm", c.contiguous())
     return c, k_rotary, c_queries if config.q_latent else y
 
 
-def queries_keys_values(block: Any, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The way up: of what `latents` gives, this rank's heads of each: [b, s, a, d + d_R], of values
-    [b, s, a, d] where the sequence is whole. `keep` hears what they are made from.
-    """
+def up(block: Any, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The way up: from what `down` gives to queries, keys and values. `keep` hears what they are made from."""
     config, linear, d = block.config, block.parallel.linear, block.config.head_dim
     c, k_rotary, from_latent = given
     kv = linear(c, block.kv_up_weight, block.get("kv_up_bias")).unflatten(-1, (-1, 2 * d))

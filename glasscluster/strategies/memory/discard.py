@@ -62,8 +62,10 @@ class Discarded:
 
     def used(self, use: Callable[[Any], Tensor]) -> Tensor:
         """use(made), which saves nothing of `made` for backward. It may not change it in place."""
+        before = [x._version for x in tensors(self.made)]
         with saved_tensors_hooks(self.pack, self.unpack):
             result = use(self.made)
+        assert before == [x._version for x in tensors(self.made)], "what is made again was changed in place"
         self.made, self.places = None, {}
         return result
 

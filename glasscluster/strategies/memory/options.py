@@ -37,7 +37,7 @@ class MemoryOptions(Options):
 
     @property
     def recomputed(self) -> tuple[str, ...]:
-        """Parts of a layer that are computed again in backward: core, mlp, moe; all of it for "full"."""
+        """Parts of a layer that are computed again in backward, in our words (dialects.py)."""
         parts = {"none": (), "op": ("core", "mlp"), "full": ("core", "mlp", "moe")}
         return parts[self.recompute] if self.recompute in parts else parts_of(self.recompute_modules)
 

@@ -6,8 +6,8 @@ everything a layer keeps.
 
     none        keep everything, n A
     selective   drop the attention core (Q K^T, softmax, its dropout, the sum over V), keep Q, K, V;
-                and where it is asked for the MLP or the experts, of which the input is kept, or what norms
-                and experts' activations gave (discard.py)
+                and where it is asked for the MLP or the experts, of which the input is kept, or what norms,
+                experts' activations and the way up from latents gave (discard.py)
     full        keep each segment's input; backward of a segment first runs its forward again
     each nth    full, for each nth layer alone; the others keep everything
 
@@ -110,11 +110,15 @@ class Selective(Recompute):
         """What runs the MLP or the experts, and saves only their input for backward."""
         return partial(self.run, function) if part in self.parts else function
 
+    def discards(self, part: str) -> bool:
+        """Whether what a part gives is made again; where nothing will go backward there is no need."""
+        return part in self.parts and torch.is_grad_enabled()
+
     def behind(
         self, part: str, make: Callable[[Any], Any], use: Callable[[Any], Tensor], given: Any
     ) -> Tensor:
         """Compute use(make(given)), and save nothing of what `make` gives for backward."""
-        if part not in self.parts or not torch.is_grad_enabled():
+        if not self.discards(part):
             return super().behind(part, make, use, given)
         again = partial(self.again, self.gpu.recorder.layer)  # it belongs to the layer that ran it first
         discarded = Discarded(make, given, again, self.gpu.memory.call)
