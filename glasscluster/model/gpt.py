@@ -182,7 +182,7 @@ class Block(Module):
         """Compute this rank's heads of attention: [B, S, H] -> [B, S, A·D]."""
         if self.config.kv_latent and self.keep.discards("latent_up"):
             heads, up = partial(self.attend_heads, draw=draw), partial(latent.up, self)
-            return self.keep.behind("latent_up", up, heads, latent.down(self, self.parallel.f(x_BSH)))
+            return self.keep.behind("latent_up", up, heads, latent.start(self, x_BSH))
         return self.attend_heads(self.queries_keys_values(x_BSH), draw)
 
     def attend_heads(self, qkv: tuple[Tensor, Tensor, Tensor], draw: Draw | None) -> Tensor:

@@ -12,7 +12,7 @@ asked to compute; a word that has none is refused, with the reason.
     moe_act         moe_act   the activation's      the activation of each expert
                               input
     shared_experts  shared    its input             both matrices of the expert that every token passes
-    mla_up_proj     latent_up latents               Q, K and V from them, and their rotation
+    mla_up_proj     latent_up latents               their norms, Q, K and V from them, the rotation
 
 Of layernorm, moe_act and mla_up_proj the output alone is discarded (discard.py); the others are checkpoints
 (recompute.py).

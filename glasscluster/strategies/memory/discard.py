@@ -139,10 +139,9 @@ def predict_heads(model: ModelConfig, sequences: int, width: int, tp: int, cp: i
 def predict_latents(model: ModelConfig, sequences: int, width: int, cp: int) -> int:
     """Bytes that a rank keeps to make queries, keys and values from, of a layer and micro-batch.
 
-    They are the normed latent, all that the way down gave, and its input where queries have no latent.
+    They are what the way down gave, and its input where queries have no latent.
     """
-    numbers = model.kv_latent + model.down
-    return width * sequences * (model.seq // cp) * (numbers + (0 if model.q_latent else model.hidden))
+    return width * sequences * (model.seq // cp) * (model.down + (0 if model.q_latent else model.hidden))
 
 
 def predict_activations(model: ModelConfig, assignments: int, width: int) -> int:
