@@ -160,7 +160,7 @@ def unexplained(text: str, known: set[str]) -> list[str]:
         base = run.split("_")[0]
         if base == "Σ":
             continue
-        if run in known or spelled(base, known):
+        if run == "FLOPs" or run in known or spelled(base, known):
             continue
         word = base.islower() and base.isascii() and len(base) > 1
         acronym = base.isupper() and base.isascii() and len(base) > 1

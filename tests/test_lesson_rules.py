@@ -45,7 +45,7 @@ NOT_YET: dict[str, str] = {
     "follow_ups": """
         L0
 
-        A1 A2 A3 A4 A6 A7 A8 A9
+        A8
 
         B1 B2 B4 B5 B6 B7
 
@@ -62,7 +62,7 @@ NOT_YET: dict[str, str] = {
     "code": """
         L0
 
-        A1 A2 A3 A4 A6 A7 A8 A9
+        A8
 
         B1 B2 B4 B5 B6 B7
 
@@ -79,7 +79,7 @@ NOT_YET: dict[str, str] = {
     "prediction": """
         L0
 
-        A1 A2 A3 A4 A6 A7 A8 A9
+        A8
 
         B1 B2 B4 B5 B6 B7
 
@@ -94,7 +94,7 @@ NOT_YET: dict[str, str] = {
         G1 G2 G3
     """,
     "numbers": """
-        A1 A2 A3 A4 A6 A7 A9
+        
 
         B1 B2 B4 B5 B6 B7
 
@@ -111,7 +111,7 @@ NOT_YET: dict[str, str] = {
     "symbols": """
         L0
 
-        A1 A2 A3 A4 A6 A7 A8 A9
+        A8
 
         B1 B2 B4 B5 B6 B7
 
@@ -128,7 +128,7 @@ NOT_YET: dict[str, str] = {
     "plan": """
         L0
 
-        A1 A2 A3 A4 A6 A7 A8 A9
+        A8
 
         B1 B2 B4 B5 B6 B7
 
@@ -145,7 +145,7 @@ NOT_YET: dict[str, str] = {
     "answer_in_range": """
         L0
 
-        A1 A2 A3 A4 A6 A7 A8 A9
+        A8
 
         B1 B2 B4 B5 B6 B7
 

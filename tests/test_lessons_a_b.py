@@ -180,7 +180,7 @@ def test_an_epsilon_that_is_another_fails_the_four_terms(monkeypatch):
         lambda x, shape, w=None, b=None, eps=1e-5: honest(x, shape, w, b, eps * 1.01),
     )
     assert failed("A9", steps=1) == {
-        f"{when}: the four terms less the score, largest" for when in ("before", "after")
+        f"{when} training: the four terms less the score, largest" for when in ("before", "after")
     }
 
 

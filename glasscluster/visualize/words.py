@@ -455,6 +455,7 @@ UNITS = {
 GLOSSARY: tuple[tuple[str, Said, Said], ...] = (
     ("N", Said("ranks", "rank 数"), Said("GPUs that take part in a collective", "参与一次集合通信的 GPU 数")),
     ("S", Said("size", "大小"), Said("bytes of the full buffer on a rank", "一个 rank 上完整缓冲区的字节数")),
+    ("n", Said("tokens", "token 数"), Said("tokens of a sequence", "一条序列的 token 数")),
     ("Ψ", Said("parameters", "参数量"), Said("number of parameters of the model", "模型的参数个数")),
     (
         "α",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,9 @@ def attention_by_hand(lab: Lab, d: int = 64, n: int = 512) -> None:
 
     place, even = dims.index(128), math.log(KEYS)
     raw, divided = measured["entropy"]["raw"], measured["entropy"]["divided"]
-    lab.ask("entropy_undivided", raw[place], "nats", KEYS=KEYS, even=even)
+    lost = sum(after < before for before, after in pairwise(raw))
+    lab.row("entropy_lost", len(dims) - 1, lost, "a larger deviation picks fewer keys", unit="sizes")
+    lab.ask("entropy_undivided", raw[place], "nats", KEYS=KEYS, d=dims[place], even=even)
 
     figures(lab, measured, dims, lengths, flops, moved)
     falls: dict[str, Any] = {"divided": divided[place], "raw": raw[place], "even": even}
@@ -122,13 +125,14 @@ def attention_by_hand(lab: Lab, d: int = 64, n: int = 512) -> None:
     grown: dict[str, Any] = {
         "shortest": lengths[0],
         "longest": lengths[-1],
+        "times": lengths[-1] / lengths[0],
         "times_flops": flops[-1] / flops[0],
     }
     lab.tell("flops_grow", view="tab=timeline&run=attention", **grown)
     lab.tell("first_loss", view="tab=checks&run=gpt", vocab=model.vocab, uniform=uniform, first=first)
     lab.conclude(raw=raw[place], even=even)
     lab.explain()
-    lab.own_number(raw=raw[place], divided=divided[place])
+    lab.own_number(raw=raw[place], divided=divided[place], size=dims[place])
 
 
 def figures(

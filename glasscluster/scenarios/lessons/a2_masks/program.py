@@ -111,7 +111,7 @@ def masks(lab: Lab, h: int = 16) -> None:
     lab.row("nan_in_bf16", 0, measured["bf16"], "bf16 has the range of fp32", unit="rows")
 
     packed, pairs = size["packed"], n * n
-    lab.ask("pairs_allowed", packed, "pairs", documents=listed(DOCUMENTS), n=n, pairs=pairs)
+    lab.ask("pairs_allowed", packed, documents=listed(DOCUMENTS), n=n, pairs=pairs)
 
     def who_moves(lang: str) -> Any:
         return cells_figure([table(lab, kind, measured[kind], lang) for kind in KINDS], across=2)

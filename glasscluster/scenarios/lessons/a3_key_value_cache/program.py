@@ -43,18 +43,24 @@ BIG: dict[str, dict[str, int]] = {  # the same, of Llama 3 8B
     "MLA": {"kv_heads": 32, "kv_latent": 512, "rope_dim": 64},
 }
 MACHINE, BATCHES = "dgx-a100-80gb", (1, 16, 64)
+CONTEXTS = (8, 1024)  # tokens of a prompt, at which a decode step's FLOPs are counted
 
 
 @dataclass(frozen=True)
 class Big:
     """An 8B model with one kind of attention: bytes of its weights and of a user's cache, how many users fit,
-    and FLOPs of a decode step.
+    FLOPs of a decode step behind a short prompt, and how many more each token of context costs it.
     """
 
     weights: int
     a_user: int
     users: int
     flops: int
+    flops_of_context: int
+
+    def at(self, context: int) -> int:
+        """FLOPs of a decode step behind so many tokens."""
+        return self.flops + self.flops_of_context * (context - CONTEXTS[0])
 
 
 @lesson
@@ -65,14 +71,22 @@ def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
     check_small_models(lab)
     models = {kind: measure(lab, kind, capacity) for kind in BIG}
     mha, gqa = models["MHA"], models["GQA"]
+    mla = models["MLA"]
     lab.row("mha_over_gqa", 4, mha.a_user / gqa.a_user, "a / n_kv = 32 / 8", unit="×")
     saved, source = 2 * 32 * 4096 * 2 * (32 - 8) * 128, "columns of K and V: 2·L·h·2(a − n_kv)d"
     lab.row("flops_saved", saved, mha.flops - gqa.flops, source, unit="FLOPs")
-    seventy = caches.predict(make_model("llama3-70b"), 8192 * 32, 2)
-    lab.row("seventy_billion", 80 * 1024**3, seventy, "2.5 GiB a sequence")
+    source = "scores and sum: 2·L·a·2d FLOPs; MLA: 2·L·a·(2d_c + d_R)"
+    for kind, columns in (("MHA", 2 * 128), ("MLA", 2 * 512 + 64)):
+        counted, expected = models[kind].flops_of_context, 2 * 32 * 32 * columns
+        lab.row("flops_of_context", expected, counted, source, unit="FLOPs", name=kind)
+    seventy, many = make_model("llama3-70b"), make_model("llama3-70b", kv_heads=64)
+    large = caches.predict(seventy, 8192 * 32, 2)
+    lab.row("seventy_billion", 80 * 1024**3, large, "2.5 GiB a sequence")
+    lab.row("seventy_billion_mha", 8 * large, caches.predict(many, 8192 * 32, 2), "a / n_kv = 64 / 8")
 
     users: dict[str, Any] = {f"{kind.lower()}_users": model.users for kind, model in models.items()}
-    lab.ask("users", gqa.users, "users")
+    users["gb"] = capacity / 1e9
+    lab.ask("users", gqa.users, gb=capacity / 1e9, weights=gqa.weights / 1e9, layers=32, kv_heads=8, d=128)
     lab.figure("memory", lambda lang: memory(lab, models, capacity, lang))
 
     def users_that_fit(lang: str) -> Any:
@@ -83,12 +97,21 @@ def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
     kilobytes: dict[str, Any] = {kind.lower(): model.a_user / 8192 / 1e3 for kind, model in models.items()}
     lab.tell("bytes_of_a_token", **kilobytes)
     lab.tell("users", **users)
-    lab.tell("gqa", gqa_less=mha.flops / gqa.flops)
-    lab.tell("mla", mla_less=1 / (mha.flops / models["MLA"].flops))
+    lab.tell("gqa", smaller=mha.a_user / gqa.a_user, gqa_less=mha.flops / gqa.flops)
+    equal = CONTEXTS[0] + (mha.flops - mla.flops) / (mla.flops_of_context - mha.flops_of_context)
+    lab.tell("mla", short=CONTEXTS[0], mla_short=mla.flops / mha.flops, equal=round(equal))
     lab.tell("small_models", view="tab=memory&run=MLA")
     lab.conclude(**users)
     lab.explain()
     lab.own_number(**users)
+    gib = {"a_sequence": large / 32 / 1024**3, "together": large / 1024**3}
+    lab.card(layers=seventy.layers, kv_heads=seventy.key_heads, d=seventy.head_dim, sequences=32, **gib)
+    lab.card(
+        smaller=mha.a_user / gqa.a_user,
+        less=(1 - gqa.flops / mha.flops),
+        more=seventy.heads // seventy.key_heads,
+    )
+    lab.card(latent=512, rotary=64, long=8192, mla_long=mla.at(8192) / mha.at(8192))
 
 
 def check_small_models(lab: Lab) -> None:
@@ -132,9 +155,14 @@ def measure(lab: Lab, kind: str, capacity: int) -> Big:
     users = max(fits)
     lab.row("users", expected, users, "Eq 3: (80 GB − weights) ÷ a user's cache", unit="users", name=kind)
     lab.row("cache_of_so_many", expected * a_user, fits[users], "Eq 3", name=kind)
-    job = GenerationJob(model, ((0,) * 8,), 2, precision="bf16")
-    graph = Cluster(MACHINE, 1, "dry", memory_bytes=None).run(generate_rank, job).graph
-    return Big(weights, a_user, users, int(graph.flops[graph.micro_batch == 1].sum()))
+    flops = []
+    for prompt in CONTEXTS:
+        job = GenerationJob(model, ((0,) * prompt,), 2, precision="bf16")
+        graph = Cluster(MACHINE, 1, "dry", memory_bytes=None).run(generate_rank, job).graph
+        flops.append(int(graph.flops[graph.micro_batch == 1].sum()))
+    more, rest = divmod(flops[1] - flops[0], CONTEXTS[1] - CONTEXTS[0])
+    assert rest == 0, f"{kind}: a decode step's FLOPs do not grow by a whole number a token"
+    return Big(weights, a_user, users, flops[0], more)
 
 
 def memory(lab: Lab, models: dict[str, Big], capacity: int, lang: str) -> Any:
@@ -148,5 +176,5 @@ def memory(lab: Lab, models: dict[str, Big], capacity: int, lang: str) -> Any:
     }
     figure = bars(groups, series, lab.word("gb", lang), stack=True)
     dashed = {"color": "#333333", "dash": "dash", "width": 2}
-    figure.add_hline(y=capacity / 1e9, line=dashed, annotation_text="80 GB")
+    figure.add_hline(y=capacity / 1e9, line=dashed, annotation_text=f"{capacity / 1e9:.0f} GB")
     return figure

@@ -87,7 +87,7 @@ def rope_is_relative(lab: Lab, d: int = 64, n: int = 128, shift: int = 1000, fac
     expected = pairs - 1 - math.floor(pairs * math.log(n / (2 * math.pi)) / math.log(base))
     lab.row("not_turned_once", expected, new, "2π/θ_i > L ⇔ i > d/2 · ln(L/2π)/ln base", unit="pairs", n=n)
 
-    lab.ask("pairs_not_turned", new, "pairs", d=d, pairs=pairs, n=n)
+    lab.ask("pairs_not_turned", new, d=d, pairs=pairs, n=n, base=base)
     figures(lab, d, n, float(factor), measured["curve"])
     lab.tell("shift_changes_nothing", view="tab=ledger", shift=shift, moved_half=measured["moved"]["half"])
     lab.tell("learned_positions", view="tab=ledger", learned=measured["learned"])
@@ -95,7 +95,7 @@ def rope_is_relative(lab: Lab, d: int = 64, n: int = 128, shift: int = 1000, fac
     lab.tell("interpolation", view="tab=ledger", factor=factor, far=factor * (n - 1), last=n - 1)
     lab.conclude(shift=shift, factor=factor, new=new, pairs=pairs)
     lab.explain()
-    lab.own_number(new=new, pairs=pairs, n=n)
+    lab.own_number(new=new, pairs=pairs, n=n, factor=factor)
 
 
 def figures(lab: Lab, d: int, n: int, factor: float, curve: list[float]) -> None:

@@ -76,7 +76,7 @@ def bert_vs_gpt(lab: Lab, steps: int = 20, seq: int = 64) -> None:
     lab.row("outside_the_chosen", 0, fate["outside"], "only chosen tokens are touched", **count)
 
     ratio = with_loss["causal"] / with_loss["masked"]
-    lab.ask("ratio", ratio, "×", seq=seq)
+    lab.ask("ratio", ratio, seq=seq, share=0.15)
     lab.figure("same_text", lambda lang: coloured_text(lab, batches, lang))
     figures_of_training(lab, losses, with_loss, tokens)
     lab.tell("tokens_with_loss", view="tab=ledger", tokens=tokens, **with_loss, ratio=ratio)
@@ -87,7 +87,7 @@ def bert_vs_gpt(lab: Lab, steps: int = 20, seq: int = 64) -> None:
     lab.tell("two_ranks", view="tab=checks&run=masked")
     lab.conclude(ratio=ratio)
     lab.explain()
-    lab.own_number(ratio=ratio)
+    lab.own_number(ratio=ratio, share=with_loss["masked"] / tokens)
 
 
 def coloured_text(lab: Lab, batches: dict[str, Any], lang: str) -> Any:

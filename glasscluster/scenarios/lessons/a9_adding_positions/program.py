@@ -72,16 +72,37 @@ def adding_positions(lab: Lab, steps: int = 30, hidden: int = 64, seq: int = 64)
 
     for when, terms in by_moment.items():
         source = "the dot product of two sums, float64"
-        lab.row("terms_less_score", 0, terms["sum"], source, unit="absolute", tolerance=1e-10, when=when)
+        lab.row(
+            "terms_less_score",
+            0,
+            terms["sum"],
+            source,
+            unit="absolute",
+            tolerance=1e-10,
+            when=lab.text(f"word_{when}"),
+        )
         source, difference = "(e+p)W = [e, p][W; W]", terms["side by side"]
-        lab.row("added_less_side_by_side", 0, difference, source, unit="absolute", tolerance=1e-12, when=when)
+        lab.row(
+            "added_less_side_by_side",
+            0,
+            difference,
+            source,
+            unit="absolute",
+            tolerance=1e-12,
+            when=lab.text(f"word_{when}"),
+        )
     expected, cosine = hidden**-0.5, by_moment["before"]["cosine"]
     source = "random vectors of dimension h: 1/√h"
     lab.row("cosine", expected, cosine, source, unit="", match="statistical", tolerance=0.02)
 
     share = {when: [100 * v / sum(f["spread"]) for v in f["spread"]] for when, f in by_moment.items()}
     cross = {when: percent[1] + percent[2] for when, percent in share.items()}
-    lab.ask("cross_terms", cross["after"], "%", steps=steps)
+    chance: dict[str, Any] = {"unit": "%", "match": "statistical"}
+    lab.row("cross_terms_before", 50, cross["before"], "two of four terms", **chance, tolerance=10)
+    lab.row("cross_terms_after", 1, int(cross["after"] > 1), "measured", unit="")
+    cosine_after = by_moment["after"]["cosine"]
+    lab.row("tables_apart", 0, int(cosine_after < cosine), "measured", unit="")
+    lab.ask("cross_terms", cross["after"], cross_before=cross["before"], steps=steps)
 
     def four_bars(lang: str) -> Any:
         series = {
@@ -92,7 +113,7 @@ def adding_positions(lab: Lab, steps: int = 30, hidden: int = 64, seq: int = 64)
 
     lab.figure("four_terms", four_bars)
     lab.tell("add_up", view="tab=ledger", worst=max(f["sum"] for f in by_moment.values()))
-    cosines: dict[str, Any] = {"cosine_before": cosine, "cosine_after": by_moment["after"]["cosine"]}
+    cosines: dict[str, Any] = {"cosine_before": cosine, "cosine_after": cosine_after}
     lab.tell("cosines", view="tab=ledger", hidden=hidden, expected=expected, **cosines)
     crosses: dict[str, Any] = {f"cross_{when}": percent for when, percent in cross.items()}
     lab.tell("cross_terms", view="tab=story", **crosses, steps=steps)
@@ -100,3 +121,4 @@ def adding_positions(lab: Lab, steps: int = 30, hidden: int = 64, seq: int = 64)
     lab.conclude(cross_after=cross["after"])
     lab.explain()
     lab.own_number(cross_after=cross["after"])
+    lab.card(cross_after=cross["after"] / 100, **cosines)
