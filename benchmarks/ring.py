@@ -1,10 +1,10 @@
 """Our ring against gloo's own all_reduce and against a bare loop of messages, in the same Ray actors.
 
 Goal: at most 1.0 of gloo's time from 1 MiB up with 4 ranks. The bare loop (`floor`) sends the ring's messages
-with torch.distributed alone: no steps, no recording, no comparison, no names for errors. So ours over the floor
-is what our layers cost, and the floor over gloo is what a ring from Python can reach; `uncompared` is ours without
-the comparison of calls. They are interleaved, and who goes first changes with each repeat. Every rank is pinned to
-one core and runs one thread.
+with torch.distributed alone: no steps, no recording, no comparison, no names for errors. So ours over the
+floor is what our layers cost, and the floor over gloo is what a ring from Python can reach; `uncompared` is
+ours without the comparison of calls. They are interleaved, and who goes first changes with each repeat.
+Every rank is pinned to one core and runs one thread.
 """
 
 from __future__ import annotations

@@ -32,20 +32,20 @@ event whose end lets it go on.
 FLIGHT = """
 A message is in flight from the moment its send begins, a collective from the moment its last rank has come to
 it. So a rank that waits for a message which has not been sent yet first waits for the *sender*, and the time
-is `bubble` if the sender is another stage of a pipeline, else `wait`; from then on it waits for the *message*,
-and the time is `exposed_AXIS`. A rank that has ended waits for the rank that finishes last. Communication
-behind which a rank computes is hidden: it is in no entry. Axes of a user's own program have an entry of their
-own, such as `exposed_world`.
+is `bubble` if the sender is another stage of a pipeline, else `wait`; from then on it waits for the
+*message*, and the time is `exposed_AXIS`. A rank that has ended waits for the rank that finishes last.
+Communication behind which a rank computes is hidden: it is in no entry. Axes of a user's own program have an
+entry of their own, such as `exposed_world`.
 
 `exposed_comm_s` is the sum of the entries `exposed_AXIS`, as a mean over ranks; `exposed_comm_per_rank_s` has
-each rank's. The figure of each rank's time divides `compute` further, by whether any communication of the rank
-was under way meanwhile.
+each rank's. The figure of each rank's time divides `compute` further, by whether any communication of the
+rank was under way meanwhile.
 
 ## The bubble of the papers
 
-Papers on pipelines call all idle time the bubble, the time of messages included, and count it in a window that
-has no optimizer in it. These are other numbers than the entry `bubble`, and are never called just "bubble"
-here. They exist only where something is pipelined; without a pipeline they are `null`, and no sentence or
+Papers on pipelines call all idle time the bubble, the time of messages included, and count it in a window
+that has no optimizer in it. These are other numbers than the entry `bubble`, and are never called just
+"bubble" here. They exist only where something is pipelined; without a pipeline they are `null`, and no sentence or
 figure speaks of bubbles.
 
 """

@@ -199,7 +199,9 @@ def test_with_a_tokenizer_the_bits_are_those_of_the_scored_tokens_over_their_byt
 
 
 def test_the_likeliest_a_byte_is_of_all_bytes_of_a_continuation_or_refused(tmp_path):
-    """An all-zero model: every continuation has the same likelihood a byte, and the shortest is the likeliest."""
+    """An all-zero model: every continuation has the same likelihood a byte, and the shortest is the
+    likeliest.
+    """
     task = Task("two", (Choice(b"x" * 30, (b"abcdefgh", b"abc"), 0), Choice(b"x", (b"abc", b"abcdefgh"), 0)))
     model = zero_model(tmp_path, seq=8)
     result = run(EvaluationJob(model, (task,), weights=str(tmp_path))).results[0]

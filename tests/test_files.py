@@ -1,4 +1,6 @@
-"""Files from outside are taken or refused by name, and files of ours are old or new, whatever kills the writer."""
+"""Files from outside are taken or refused by name, and files of ours are old or new, whatever kills the
+writer.
+"""
 
 from __future__ import annotations
 

@@ -4,9 +4,10 @@ A rule that refuses a value offers choices that it would allow itself. It does n
 `--tp 8` with a sequence of 9 tokens that is cut must be 1, 3 or 9, but a model of 8 heads is not cut in 9. So
 each choice is tried in the place of the value, with everything else as it was given. The nearest that all
 rules allow is named. Where none does, because another option is wrong as well, it is the nearest from which
-further advice leads to something that is allowed, in as few changes as possible. So whoever follows the advice
-gets there: each change is one fewer.
-But: where nothing leads there, it is the nearest choice that this rule allows, and the next refusal says more.
+further advice leads to something that is allowed, in as few changes as possible. So whoever follows the
+advice gets there: each change is one fewer.
+But: where nothing leads there, it is the nearest choice that this rule allows, and the next refusal says
+more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The model's shape: its fields are options of the commands, and what follows from them. presets.py has names."""
+"""The model's shape: its fields are options of the commands, and what follows from them. presets.py has
+names.
+"""
 
 from __future__ import annotations
 

@@ -287,8 +287,8 @@ class KeepAll:
     ) -> Tensor:
         """Compute use(make(given)). `part` says what `make` is: of what it gives a policy may save nothing.
 
-        part: "norm", the norm before a branch; "moe_act", the activation of an expert; "latent_up", what makes
-        queries, keys and values of latents. Given and made is a tensor, or a tuple of tensors.
+        part: "norm", the norm before a branch; "moe_act", the activation of an expert; "latent_up", what
+        makes queries, keys and values of latents. Given and made is a tensor, or a tuple of tensors.
         """
         made = make(given)
         del given  # whoever holds it keeps it alive where nothing is saved

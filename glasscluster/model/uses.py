@@ -1,7 +1,8 @@
 """What a model can be used for, beside training: one table of what does not go with which use.
 
-Every command asks here, and so does the code that they call, so that no two of them judge a model differently.
-How a model is cut over ranks is judged by the plan's own rules (strategies/plan.py), also for the other uses.
+Every command asks here, and so does the code that they call, so that no two of them judge a model
+differently. How a model is cut over ranks is judged by the plan's own rules (strategies/plan.py), also for
+the other uses.
 """
 
 from __future__ import annotations

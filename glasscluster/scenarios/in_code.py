@@ -7,7 +7,8 @@
     caption.en = "The loop over tiles"
     caption.zh = "对各块的循环"
 
-The module `program` is the lesson's own. Nothing is imported: the file is found by the module's name and read.
+The module `program` is the lesson's own. Nothing is imported: the file is found by the module's name and
+read.
 """
 
 from __future__ import annotations

@@ -146,8 +146,8 @@ def kind_of_fault(said: list[str]) -> str:
 def shrink(worker: Worker, case: Case, said: list[str]) -> Case:
     """The same fault with fewer mutations, fewer words, shorter values and files.
 
-    What a mutation was certain of is kept: a smaller case that takes nonsense must hold the nonsense still, so
-    of such a case the mutations alone are left out.
+    What a mutation was certain of is kept: a smaller case that takes nonsense must hold the nonsense still,
+    so of such a case the mutations alone are left out.
     """
     fault, tries = kind_of_fault(said), 0
 

@@ -13,8 +13,8 @@ decoupled rotary elements.
 Rotations stand apart because a rotated k_C would need its W_UK between rotations of two positions, and could
 not be absorbed. Where positions are not rotary, d_R = 0. Over tensor ranks heads are cut; the way down is
 whole on all of them and done by each: what a rank's heads say about it is a part of its gradient (`partial`).
-But: where a sequence is cut over ranks, V is filled up with zeros to d + d_R columns, as Q and K have them, so
-that keys and values travel in one message; and a ring sends keys and values, not latents.
+But: where a sequence is cut over ranks, V is filled up with zeros to d + d_R columns, as Q and K have them,
+so that keys and values travel in one message; and a ring sends keys and values, not latents.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def queries_keys_values(
     """x [b, s outside, h] -> this rank's heads of each: [b, s, a, d + d_R], of values [b, s, a, d] where the
     sequence is whole. `keep` hears what they are made from.
 
-    latents: what `down` gave, if it was computed before; then x is [b, s, h], and read only where queries have
-    no latent.
+    latents: what `down` gave, if it was computed before; then x is [b, s, h], and read only where queries
+    have no latent.
     """
     config, linear, d = block.config, block.parallel.linear, block.config.head_dim
     y = block.parallel.f(x) if latents is None else x

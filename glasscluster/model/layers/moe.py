@@ -10,8 +10,8 @@ an expert (k·b·s, less what is dropped).
 
     choice    of the k largest p_i + c_i, c a correction that is not in the weights and is not trained
               (DeepSeek-V3, 2412.19437, section 2.1.2); with groups of experts, of those in the best groups
-              alone: a group is as good as its best expert (softmax; DeepSeek-V2, 2405.04434, section 2.2.2) or
-              its two best together (sigmoid; V3)
+              alone: a group is as good as its best expert (softmax; DeepSeek-V2, 2405.04434, section 2.2.2)
+              or its two best together (sigmoid; V3)
     biases    of router and experts, where the model has them (gpt-oss)
 
         tokens   a b c d           expert  0 │ 1 │ 2
@@ -76,7 +76,8 @@ def declare(block: Any) -> None:
 def declare_biases(block: Any, blocks: tuple[int, ...]) -> None:
     """Biases of the router and of each expert.
 
-    Each tensor rank has a part of the down matrix's too, and adds it to its columns of what is summed over ranks.
+    Each tensor rank has a part of the down matrix's too, and adds it to its columns of what is summed over
+    ranks.
     """
     config, cut = block.config, {"std": block.config.init_std}
     block.weight("router_bias", config.experts, **cut)

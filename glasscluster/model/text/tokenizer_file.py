@@ -9,7 +9,8 @@
 Everything else would give other tokens without a word: `Place.refuse` names the file, the key, the value.
 
 But: no truncation, no padding. `byte_fallback`, `unk_token` and `fuse_unk` change nothing, since every byte
-is a token. A number in the file must be the one that `tokenizers` gives the token: it counts added ones itself.
+is a token. A number in the file must be the one that `tokenizers` gives the token: it counts added ones
+itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Whether a graph that came from a file can be one: every number in it points to something that is there.
 
-A file can say anything, and replay follows its numbers in compiled loops that do not look where they go: a row
-that follows one that stands behind it, a receive whose send is row 10^12, an operator without a name. `check`
-looks once, column by column, before anybody follows them.
+A file can say anything, and replay follows its numbers in compiled loops that do not look where they go: a
+row that follows one that stands behind it, a receive whose send is row 10^12, an operator without a name.
+`check` looks once, column by column, before anybody follows them.
 """
 
 from __future__ import annotations

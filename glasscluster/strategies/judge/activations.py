@@ -19,8 +19,8 @@ own), k columns of K and of V (q without grouped queries), f inner width of the 
 
     any q, k and f    inside the matrices w sb (2q + 2k + n f)/t,
                       where the paper has 12 w sbh/t: q = k = h, f = 4h, n = 2
-                      n = 2 GELU: in and out; 3 SwiGLU, GEGLU, clamped SwiGLU: gate, value, product (one kernel
-                      makes the rest anew in backward); 1 ReLU: its output
+                      n = 2 GELU: in and out; 3 SwiGLU, GEGLU, clamped SwiGLU: gate, value, product (one
+                      kernel makes the rest anew in backward); 1 ReLU: its output
     context parallel  everything by c, also a s² b; Ulysses with flash attention keeps the output before and
     behind its way back
 

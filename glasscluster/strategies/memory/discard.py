@@ -10,8 +10,8 @@ behind it; or `make` makes queries, keys and values, and `use` is attention:
 A checkpoint (recompute.py) runs again all that lies between its input and what is asked for. Here `use` keeps
 what it keeps, only y is missing; and a norm's x costs nothing more, because its backward keeps it anyway.
 torch.autograd.graph.saved_tensors_hooks does the bookkeeping: a tensor of y's storage that `use` saves is
-packed as its place, and made anew when it is unpacked. Megatron makes y again when dz arrives; here it is when
-it is first asked for, and it lives until it was asked for as often as it was saved.
+packed as its place, and made anew when it is unpacked. Megatron makes y again when dz arrives; here it is
+when it is first asked for, and it lives until it was asked for as often as it was saved.
 
 But: what `make` keeps beside its input (a norm's statistics) stays kept. A `use` that saves copies of y (a
 gathered sequence) has nothing to discard: then nothing is computed again.

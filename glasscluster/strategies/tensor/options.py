@@ -39,8 +39,9 @@ def check_tensor_ranks(model: ModelConfig, tp: int) -> None:
     """Check that a layer can be cut over tp ranks: the same rules for training, generation, serving and
     evaluation.
 
-    Heads and the MLP's inner widths divide evenly. A key-value head is whole on a rank, or several ranks share
-    it: then each computes an equal part of all columns of K and V, and gathers the part that its heads see.
+    Heads and the MLP's inner widths divide evenly. A key-value head is whole on a rank, or several ranks
+    share it: then each computes an equal part of all columns of K and V, and gathers the part that its heads
+    see.
 
     Raises:
         InputError: naming tp, what it does not divide, and the nearest number of ranks that fits.

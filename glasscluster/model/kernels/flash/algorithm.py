@@ -19,12 +19,12 @@ one key head.
 
 so one product serves the group, K and V are loaded once for it and never repeated, and its sum over rows
 makes dK and dV. Shapes: q, out [b, a, N, d]; k, v [b, a_kv, n, d]; L [b, a, N]. v may have fewer columns than
-q and k (latent attention); then out has as few. N and n may differ where nothing is masked (a block of ring attention); the causal mask wants a square. How products become scores
-(another scale, a soft cap, a window) is in scores.py, what may be added to them in bias.py, what all of it
-costs in costs.py, proven by a counting run in tests: `meter` hears every tile that is read or written.
-But: tiles above the causal diagonal or before all windows are skipped, the ones at an edge are computed
-whole; no dropout. What is laid out anew once a head (Q scaled, K transposed, outputs transposed back) is not
-metered: the tiles are.
+q and k (latent attention); then out has as few. N and n may differ where nothing is masked (a block of ring
+attention); the causal mask wants a square. How products become scores (another scale, a soft cap, a window)
+is in scores.py, what may be added to them in bias.py, what all of it costs in costs.py, proven by a counting
+run in tests: `meter` hears every tile that is read or written. But: tiles above the causal diagonal or
+before all windows are skipped, the ones at an edge are computed whole; no dropout. What is laid out anew
+once a head (Q scaled, K transposed, outputs transposed back) is not metered: the tiles are.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 Used by Ray and torchrun.
 
 gloo makes no promise of progress and cannot be polled, so waiting for any of several messages is done by one
-helper thread a message (torch releases the interpreter while it waits). Its own thread moves the bytes, on the
-core of the rank that waits for them, so what a message costs is mostly how often the two threads take turns
-(docs/decisions/0062). NCCL orders work on streams: each communicator gets a stream of its own, and a step's
-send and receive start as one group.
+helper thread a message (torch releases the interpreter while it waits). Its own thread moves the bytes, on
+the core of the rank that waits for them, so what a message costs is mostly how often the two threads take
+turns (docs/decisions/0062). NCCL orders work on streams: each communicator gets a stream of its own, and a
+step's send and receive start as one group.
 
 An error of the library is given a name: rank, operation, peer, and whether the peer died or the time ran out.
 """
@@ -67,8 +67,8 @@ class GroupWire(Wire):
     def expect(self, out: torch.Tensor, src: int, tag: int, what: str) -> None:
         """Post a receive now, for the `irecv` to come.
 
-        A sender of gloo asks whether its receiver is ready. If that has said so by then, the message leaves at
-        once, from the sender's own thread.
+        A sender of gloo asks whether its receiver is ready. If that has said so by then, the message leaves
+        at once, from the sender's own thread.
         """
         self._expected[src, tag].append(self._post_receive(out, src, tag, what))
 
