@@ -14,11 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glasscluster.base.breakdown import BUBBLE, ENTRIES, EXPOSED, WAIT, in_order
-from glasscluster.base.breakdown import COMPUTE as COMPUTING
-from glasscluster.base.breakdown import HOST as FOR_THE_HOST
-from glasscluster.base.breakdown import OPTIMIZER as OPTIMIZING
-from glasscluster.base.breakdown import RECOMPUTE as RECOMPUTING
+from glasscluster.base import breakdown as entries
+from glasscluster.base.breakdown import BUBBLE, EXPOSED, WAIT, in_order
 from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, COMPUTE, HOST, OPTIMIZER, RECOMPUTE
 from glasscluster.sim.recording.graph import ExecutionGraph, compute_rows
 from glasscluster.sim.time.critical_path import latest
@@ -114,7 +111,7 @@ def _cut(timeline: Timeline, rank: int, start: float, end: float, row: int) -> l
     graph = timeline.graph
     axis = graph.axis_of(rank, int(graph.group[row]))
     awaited, begun = timeline.awaited(row), timeline.under_way(row)
-    moving = FOR_THE_HOST if graph.kind[row] == HOST else f"{EXPOSED}_{axis}"
+    moving = entries.HOST if graph.kind[row] == HOST else f"{EXPOSED}_{axis}"
     set_off = min(max(start, begun), end)
     arrived = max(set_off, min(end, float(timeline.end[row])))
     pieces = (
@@ -149,10 +146,10 @@ def breakdown(timeline: Timeline, rank: int) -> dict[str, float]:
     spent = timeline.end[rows] - timeline.start[rows]
     optimizer = timeline.graph.phase[rows] == OPTIMIZER
     recompute = timeline.graph.phase[rows] == RECOMPUTE
-    out = dict.fromkeys(ENTRIES, 0.0)
-    out[COMPUTING] = float(spent[~optimizer & ~recompute].sum())
-    out[RECOMPUTING] = float(spent[recompute].sum())
-    out[OPTIMIZING] = float(spent[optimizer].sum())
+    out = dict.fromkeys(entries.ENTRIES, 0.0)
+    out[entries.COMPUTE] = float(spent[~optimizer & ~recompute].sum())
+    out[entries.RECOMPUTE] = float(spent[recompute].sum())
+    out[entries.OPTIMIZER] = float(spent[optimizer].sum())
     for gap in timeline.gaps(rank):
         out[gap.entry] = out.get(gap.entry, 0.0) + gap.length
     return {key: out[key] for key in in_order(out)}
@@ -164,13 +161,13 @@ def possible_entries(graph: ExecutionGraph) -> list[str]:
     phases = set(np.unique(graph.phase[graph.kind == COMPUTE]).tolist())
     axes = set(np.unique(graph.axis[graph.kind != HOST]).tolist()) - {""}
     there = {
-        COMPUTING: bool(phases - {RECOMPUTE, OPTIMIZER}),
-        RECOMPUTING: RECOMPUTE in phases,
+        entries.COMPUTE: bool(phases - {RECOMPUTE, OPTIMIZER}),
+        entries.RECOMPUTE: RECOMPUTE in phases,
         **{f"{EXPOSED}_{axis}": True for axis in axes},
-        FOR_THE_HOST: HOST in kinds,
+        entries.HOST: HOST in kinds,
         BUBBLE: graph.pipelined,
         WAIT: graph.ranks > 1,
-        OPTIMIZING: OPTIMIZER in phases,
+        entries.OPTIMIZER: OPTIMIZER in phases,
     }
     return in_order(key for key, is_there in there.items() if is_there)
 
@@ -193,7 +190,7 @@ def split(timeline: Timeline) -> list[dict[str, float]]:
         rows = rows[~np.isin(graph.phase[rows], (OPTIMIZER, RECOMPUTE))]
         whole = timeline.breakdown(rank)
         covered = _covered(timeline.start[rows], timeline.end[rows], moving[rank])
-        halves = {ALONE: whole.pop(COMPUTING) - covered, OVERLAPPED: covered}
+        halves = {ALONE: whole.pop(entries.COMPUTE) - covered, OVERLAPPED: covered}
         seconds.append(halves | whole)
     return seconds
 

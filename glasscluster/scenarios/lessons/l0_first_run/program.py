@@ -5,7 +5,6 @@ from __future__ import annotations
 from glasscluster.base.breakdown import entry_of
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
-from glasscluster.visualize.words import CATALOGUE
 
 
 @lesson
@@ -36,11 +35,11 @@ def first_run(lab: Lab, gpus: int = 4, steps: int = 3) -> None:
         step_ms=line.makespan * 1e3,
     )
     lab.tell(
-        "longest_gap_on_axis" if gap.axis else "longest_gap",
+        "longest_gap_on_axis" if gap.axis and not gap.in_flight else "longest_gap",
         view="tab=timeline",
         rank=gap.rank,
         length_us=gap.length * 1e6,
-        cause=CATALOGUE["exposed"] if gap.in_flight else entry_of(gap.entry).name,
+        cause=entry_of(gap.entry).name,
         axis=gap.axis,
     )
     lab.conclude(busy=busy)
