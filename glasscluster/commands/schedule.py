@@ -10,17 +10,23 @@ from glasscluster.scenarios.requests.stored import ScheduleRequest
 
 @command(ScheduleRequest)
 def schedule(request: ScheduleRequest, as_json: bool) -> int:
-    """A pipeline schedule as data: its actions, makespan, bubbles and live micro-batches."""
+    """A pipeline schedule as data: its actions, makespan, bubbles and live micro-batches.
+    What it prints is a file that `--validate` and `glass train --schedule` read.
+    """
     content = body("schedule")(request)
+    if request.out is not None:
+        content["out"] = body("schedule out")(request, content)
     if as_json:
         emit(content)
         return 0
     for number, actions in enumerate(content["ranks"]):
         print(f"rank {number}: {' '.join(actions)}")
     share, over = content["bubble_fraction"], content["bubble_over_ideal"]
-    print(
-        f"makespan {content['makespan']:g}, bubble {share:.1%} of total, {over:.1%} over ideal, "
+    print(  # as remarks, so that what is printed is a file that --validate and --schedule read
+        f"# makespan {content['makespan']:g}, bubble {share:.1%} of total, {over:.1%} over ideal, "
         f"{content['stage_span_bubble_fraction']:.1%} of the largest stage's span"
     )
-    print(f"chunks live at most {content['peak_live']}, messages {content['messages']}")
+    print(f"# chunks live at most {content['peak_live']}, messages {content['messages']}")
+    if request.out is not None:
+        print(f"# written: {request.out}")
     return 0

@@ -70,6 +70,7 @@ CATALOGUE: dict[str, Said] = {
     ),
     # axes and titles
     "virtual_time": Said("virtual time", "虚拟时间"),
+    "cost_units": Said("time, in units of the costs", "时间（以代价为单位）"),
     "measured_time": Said("measured time", "实测时间"),
     "rank": Said("rank", "rank"),
     "drawn": Said(
