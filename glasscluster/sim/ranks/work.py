@@ -8,12 +8,14 @@ flight cannot deadlock against a pipeline receive, and a send is always posted b
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 
+from glasscluster.sim.ranks.deadlock import source_line
 from glasscluster.sim.ranks.wire import Ticket, Wire
 from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, PURPOSES, RECV, REDUCE, SEND
 from glasscluster.sim.recording.memory import Ledger
@@ -137,6 +139,7 @@ class CollectiveWork(Work):
         self.buffer, self.nbytes = buffer, buffer.numel() * buffer.element_size()
         self.sequence = comm.next_sequence()
         self.pending: list[Ticket] = []
+        self.posted: dict[int, Ticket] | None = None  # by somebody's own algorithm, not yet yielded
         self.staging: torch.Tensor | None = None
         self.steps: Steps = iter(())
         self.finished, self.started = False, False
@@ -258,7 +261,11 @@ class CollectiveWork(Work):
     def _post(self, kind: int, x: torch.Tensor, peer: int) -> list[Ticket]:
         if x.numel() == 0:
             return []
-        comm, world = self.comm, self.comm.ranks[peer]
+        comm = self.comm
+        try:
+            world = comm.ranks[peer]
+        except IndexError:
+            raise IndexError(f"there is no rank {peer} in a group of {comm.size} ranks") from None
         what = f"{self.operation}({self.algorithm}) #{self.sequence} on {comm.axis}"
         post = comm.wire.isend if kind == SEND else comm.wire.irecv
         ticket = post(x, world, comm.tag_base, what)
@@ -266,6 +273,9 @@ class CollectiveWork(Work):
         ticket.row = self._row(
             kind, self.operation, x.numel() * x.element_size(), world, lane, self._offset(x)
         )
+        if self.posted is not None:
+            ticket.line = source_line(sys._getframe())
+            self.posted[id(ticket)] = ticket
         return [ticket]
 
     def _offset(self, view: torch.Tensor) -> int:
