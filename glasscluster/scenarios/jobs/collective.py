@@ -16,6 +16,7 @@ from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_size
 from glasscluster.base.text import Said, counted
 from glasscluster.scenarios.jobs.folders import output_folder, rewriting, write_run_json
+from glasscluster.scenarios.jobs.own_collective import try_out
 from glasscluster.scenarios.jobs.wires import wires
 from glasscluster.scenarios.requests.collective import CollectiveRequest
 from glasscluster.sim.ranks.collectives import ALGORITHMS, THEORY, load
@@ -314,6 +315,9 @@ def swept(
 def collective_command(request: CollectiveRequest, say: Callable[[str], None]) -> dict[str, Any]:
     """Run `glass collective`: one collective on the requested network, and sweeps around it."""
     job, others = request.prepared(prepare)
+    for algorithm in (job.algorithm, *others):
+        if algorithm != NCCL:
+            try_out(job.inner, algorithm, job.gpus, even=job.nbytes % job.gpus == 0)
     sweeps, out, make = request.sweep, request.out, partial(wires_of, request)
     return collective(job, make, nodes=request.nodes, sweeps=sweeps, against=others, out=out, say=say)
 
