@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glasscluster.base.quantities import written_time
 from glasscluster.base.text import counted
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit, is_leader, progress, show_checks, verdict
@@ -26,6 +27,6 @@ def train(request: TrainRequest, as_json: bool) -> int:
         print(f"{source['source']}: {source['epochs']:.3g} epochs of {source['tokens']:,} tokens")
     t = trained.timeline
     bubble = t.bubble()["bubble_fraction"]
-    print(f"{t.makespan * 1e3:.3f} ms a step on {t.hardware.name} (virtual), bubble {bubble:.1%}")
+    print(f"{written_time(t.makespan)} a step on {t.hardware.name} (virtual), bubble {bubble:.1%}")
     show_checks(trained.checks)
     return verdict(trained.checks, trained.report, not_checked=trained.not_checked)

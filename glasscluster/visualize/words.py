@@ -367,14 +367,12 @@ CATALOGUE: dict[str, Said] = {
         "{gpus} 个 rank 训练 {steps} 步，损失从 {first:.4f} 到 {last:.4f}。",
     ),
     "told_time": Said(
-        "A step takes {step:.4g} ms on {hardware}; {bubble:.1%} of it is bubble and {exposed:.4g} ms of "
+        "A step takes {step} on {hardware}; {bubble:.1%} of it is bubble and {exposed} of "
         "communication is waited for.",
-        "在 {hardware} 上一步需 {step:.4g} ms，气泡占 {bubble:.1%}，等待通信 {exposed:.4g} ms。",
+        "在 {hardware} 上一步需 {step}，气泡占 {bubble:.1%}，等待通信 {exposed}。",
     ),
-    "told_memory": Said(
-        "The fullest rank holds {peak:.4g} MB at its peak.", "占用最多的 rank 峰值为 {peak:.4g} MB。"
-    ),
-    "told_bytes": Said("The busiest rank sends {sent:.4g} MB.", "发送最多的 rank 发出 {sent:.4g} MB。"),
+    "told_memory": Said("The fullest rank holds {peak} at its peak.", "占用最多的 rank 峰值为 {peak}。"),
+    "told_bytes": Said("The busiest rank sends {sent}.", "发送最多的 rank 发出 {sent}。"),
 }
 
 

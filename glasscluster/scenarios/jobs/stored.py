@@ -11,10 +11,17 @@ from glasscluster.base.errors import InputError, alike
 from glasscluster.base.files import finish, is_file, is_folder
 from glasscluster.scenarios.jobs.folders import output_folder
 from glasscluster.scenarios.requests.stored import ReplayRequest
-from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.recording.graph import ExecutionGraph, compute_rows
 from glasscluster.sim.recording.packed import load_packed
 from glasscluster.sim.run import Run
 from glasscluster.sim.time.replay import replay
+from glasscluster.sim.time.timeline import Timeline
+
+
+def launches(timeline: Timeline) -> dict[str, Any]:
+    """How many kernels the rank that finishes last starts, and the seconds that starting them takes."""
+    kernels = len(compute_rows(timeline.graph, timeline.last_rank()))
+    return {"kernels": kernels, "launch_s": kernels * timeline.hardware.gpu.launch_s}
 
 
 def find_graph(run: str) -> Path:
@@ -81,6 +88,7 @@ def replay_stored(
         "gpus": graph.ranks,
         "events": len(graph),
         **timeline.summary(graph.info.get("model_flops", 0.0), graph.info.get("causal_flops")),
+        **launches(timeline),
         "report": None,
     }
     if out is not None:

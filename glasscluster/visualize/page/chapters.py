@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from glasscluster.base.quantities import written_time
 from glasscluster.base.rows import tally
 from glasscluster.sim.recording.packed import pack_graph
 from glasscluster.visualize.figures import ledger, network
@@ -141,13 +142,12 @@ def _curves(peaks: list[tuple[int, dict[str, int]]]) -> list[int]:
 # ---- what the template shows -------------------------------------------------------------------------------
 def _summary(timeline: Timeline, model_flops: float, causal_flops: float | None) -> list[tuple[str, str]]:
     """Word key and value of the line under a timeline."""
-    factor, unit = time_unit(timeline.makespan)
     said = timeline.summary(model_flops, causal_flops)
     rows = [
-        ("table_step", f"{said['makespan_s'] * factor:.4g} {unit}"),
+        ("table_step", written_time(said["makespan_s"])),
         ("table_bubble", f"{said['bubble_fraction']:.1%}"),
         ("over_ideal", f"{said['bubble_over_ideal']:.1%}"),
-        ("table_exposed", f"{said['exposed_comm_s'] * factor:.4g} {unit}"),
+        ("table_exposed", written_time(said["exposed_comm_s"])),
     ]
     if model_flops:
         rows.append(("table_mfu", f"{said['mfu']:.2%}"))
