@@ -25,6 +25,7 @@ BODIES = {  # name -> module:function
     "tokenize train": "glasscluster.scenarios.jobs.tokenizing:learn_command",
     "tokenize encode": "glasscluster.scenarios.jobs.tokenizing:encode_command",
     "tokenize decode": "glasscluster.scenarios.jobs.tokenizing:decode_command",
+    "declared": "glasscluster.scenarios.declared:declared",
     "find": "glasscluster.scenarios.find_scenario:find",
     "run": "glasscluster.scenarios.performance:run_command",
     "list": "glasscluster.scenarios.inventory:inventory",
