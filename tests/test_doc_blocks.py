@@ -30,7 +30,7 @@ ELSEWHERE = {"docs/extending.md"}
 PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [p.relative_to(ROOT).as_posix() for p in PAGES]
 FENCE = re.compile(
-    r'((?:^<!-- .*-->\n)*)^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL
+    r'((?:^<!-- [^\n]*-->\n)*)^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL
 )
 MARK = re.compile(r"^<!-- not run: (.+?): (.+) -->$", re.MULTILINE)
 RUN = {"bash", "python"}
