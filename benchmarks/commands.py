@@ -1,4 +1,4 @@
-"""Whole commands, from start to exit: CPU seconds of the process, which other work on the machine does not change.
+"""Whole commands, from start to exit: CPU seconds of the process, not those that it waits for others.
 
 Goal: what needs no tensor (lists, help, wrong options) in at most 0.5 s. Commands take turns, so that a slow
 spell of the machine meets all of them.

@@ -1,14 +1,14 @@
 """Every block of code in the README and in docs/ runs: commands, programs, and the files that they need.
 
-A page's blocks run in their order, in one folder and one process. A block with a title is a file. What a line is
-said to exit with stands behind it (`# exit 2: ...`), else it is 0. A comment above a block takes lines out of it,
-by how they begin, or all of it, and says why:
+A page's blocks run in their order, in one folder and one process. A block with a title is a file. What a
+line is said to exit with stands behind it (`# exit 2: ...`), else it is 0. A comment above a block takes
+lines out of it, by how they begin, or all of it, and says why:
 
     <!-- not run: torchrun: tests/test_torchrun.py runs the same -->
     <!-- not run: all: installs the package -->
 
-Trainings run on threads where a page leaves it to Ray, and for a few steps where a page has hundreds.
-docs/extending.md has its own test (test_extending.py), and so have the keys of docs/contract.md (test_contract.py).
+Trainings run on threads where a page leaves it to Ray, and for a few steps and items where it has hundreds.
+docs/extending.md has its own test (test_extending.py), and so have the keys of docs/contract.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FENCE = re.compile(
 MARK = re.compile(r"^<!-- not run: (.+?): (.+) -->$", re.MULTILINE)
 RUN = {"bash", "python"}
 OTHER = {"text", "keys", "json", "csv", "toml", "diff"}  # not code, or files that a block needs
-FEW_STEPS = "4"
+FEW = "4"
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 32}
 LLAMA |= {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 11008, "vocab_size": 32000}
 LLAMA |= {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5}
@@ -104,10 +104,12 @@ def commands(block: Block) -> list[tuple[str, int]]:
 
 
 def as_tested(words: list[str]) -> list[str]:
-    """A command on threads where it would be on Ray, and with few steps."""
+    """A command on threads where it would be on Ray, and with few steps and items."""
     if words[0] in ("train", "run") and "--backend" not in words:
         words = [*words, "--backend", "threads"]
-    return [FEW_STEPS if words[i - 1] == "--steps" and i else word for i, word in enumerate(words)]
+    if words[0] == "evaluate" and "--items" not in words:
+        words = [*words, "--items", FEW]
+    return [FEW if words[i - 1] == "--steps" and i else word for i, word in enumerate(words)]
 
 
 def steps(page: Path) -> list[Step]:

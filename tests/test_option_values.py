@@ -1,4 +1,4 @@
-"""An option with a closed list of values shows them in its help, and the list is that of whoever judges it."""
+"""An option with a closed list of values shows them in its help, as whoever judges it has them."""
 
 from __future__ import annotations
 

@@ -180,11 +180,11 @@ def test_ray_actors_load_the_file_and_train_to_the_same_bits_as_threads(toy, tmp
 # ---- mistakes in the steps -----------------------------------------------------------------------------
 STEPS = {  # what an algorithm does -> what is said of it; its last line is line 7 of the file
     "yield None": "mine.py:7, in mine, yields None",
-    "yield [work.send(x, right), work.recv(y, left)]": "lists in a list; add them: work.send(...) + work.recv",
+    "yield [work.send(x, right), work.recv(y, left)]": "lists in a list; add them: work.send(...) +",
     "yield work.send(x, right), work.recv(y, left)": "mine.py:7, in mine, yields lists in a list",
     "yield work.exchange(x, right, y, left)[0]": "mine.py:7, in mine, yields a single message",
     "yield [x]": "mine.py:7, in mine, yields a list with a Tensor",
-    "work.recv(y, left); yield work.send(x, right)": "mine.py:7 posts a receive from rank 2 that no step yields",
+    "work.recv(y, left); yield work.send(x, right)": "mine.py:7 posts a receive from rank 2 that no",
     "yield from inner(work)": "mine.py:11, in inner, yields 3",
     "return [work.send(x, right)] if 0 else None": "mine.py:4, mine returned None, and must have steps",
     "yield work.send(x, 9)": "there is no rank 9 in a group of 3 ranks (mine.py:7, in mine)",

@@ -1,4 +1,4 @@
-"""A schedule that somebody wrote is read, judged by line and token, trained as one device does, predicted, drawn."""
+"""A schedule that somebody wrote is read, judged by line and token, trained exactly, predicted, drawn."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def random_schedule(seed: int) -> Schedule:
-    """A legal schedule that nobody would write: stages anywhere, actions in any order in which they can be done,
-    some backwards whole and some in two parts.
+    """A legal schedule that nobody would write: stages anywhere, actions in any order in which they can be
+    done, some backwards whole and some in two parts.
     """
     draw = Random(seed)
     p, v, m = draw.choice([(2, 1, 4), (2, 2, 3), (4, 1, 3), (2, 1, 1)])

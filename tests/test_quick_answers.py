@@ -21,11 +21,12 @@ TABLES = {"numpy", "networkx"}  # of a graph or a machine
 LINES: dict[str, tuple[str, set[str]]] = {
     "nothing but options": (
         """
-        --help · train --help · predict --help · run --help · run E4 --help · run tour --help · collective --help
-        train --nosuch 3 · train --zero 7 · train --dp two · predict --nosuch 3 · replay · generate --nosuch 3
-        run E4 --nosuch 3 · run E4 --gpus two · run a1 --nosuch 3 · run tour --nosuch 3 · run zoo --nosuch 3
-        run emergency_room --nosuch 3 · run E44 · serve --nosuch 3 · evaluate --nosuch 3 · nosuch
-        collective all-reduce --gpus 4 --siz 3 · run mine.py --nosuch 3 · run mine.py --help · lessons --nosuch 3
+        --help · train --help · predict --help · run --help · run E4 --help · run tour --help
+        collective --help · train --nosuch 3 · train --zero 7 · train --dp two · predict --nosuch 3 · replay
+        generate --nosuch 3 · run E4 --nosuch 3 · run E4 --gpus two · run a1 --nosuch 3 · nosuch
+        run tour --nosuch 3 · run zoo --nosuch 3 · run emergency_room --nosuch 3 · run E44
+        serve --nosuch 3 · evaluate --nosuch 3 · collective all-reduce --gpus 4 --siz 3
+        run mine.py --nosuch 3 · run mine.py --help · lessons --nosuch 3
         """,
         HEAVY | TABLES,
     ),

@@ -1,4 +1,4 @@
-"""Numbers that people read: a unit that fits, no powers of ten; why a step is slow, and how much memory is left."""
+"""Numbers that people read: a unit that fits; why a step is slow, and how much memory is left."""
 
 from __future__ import annotations
 

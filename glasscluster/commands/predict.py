@@ -79,6 +79,6 @@ def memory_said(content: dict[str, Any]) -> str:
     share = margin / capacity
     tight = "a tight fit" if share < TIGHT else "fits"
     return (
-        f"{said}: {tight}, {margin:.1f} GiB ({share:.0%}) are left for what is not counted: the framework's own "
-        f"context, communication buffers, workspaces, fragmentation"
+        f"{said}: {tight}, {margin:.1f} GiB ({share:.0%}) are left for what is not counted: the "
+        f"framework's own context, communication buffers, workspaces, fragmentation"
     )

@@ -26,9 +26,8 @@ def train(request: LearnRequest, as_json: bool) -> int:
     size = f"{content['size_bytes']:,} bytes: {content['out']}"
     print(f"{content['vocab']:,} tokens ({content['merges']:,} merges) from {size}")
     if content["tokens"]:
-        print(
-            f"the text is {content['tokens']:,} tokens, {written_number(content['bytes_per_token'], 3)} bytes each"
-        )
+        each = written_number(content["bytes_per_token"], 3)
+        print(f"the text is {content['tokens']:,} tokens, {each} bytes each")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Whether an algorithm of somebody's own does what its operation promises: tried on numbers before it is timed.
+"""Whether an algorithm of somebody's own does what its operation promises, tried on numbers.
 
-`glass collective` records shapes alone, so an algorithm with a wrong sum, or one that hangs, would get a time.
-Here it runs once on threads, on a few whole numbers, beside an algorithm of ours.
+`glass collective` records shapes alone, so an algorithm with a wrong sum, or one that hangs, would get a
+time. Here it runs once on threads, on a few whole numbers, beside an algorithm of ours.
 But: one size and one number of ranks; `glass train` holds every gradient against one device.
 """
 
@@ -49,8 +49,8 @@ def try_out(operation: str, algorithm: str, gpus: int, even: bool) -> None:
         if wrong:
             first = wrong[0]
             rule = (
-                f"a wrong result of {operation} on {counted(gpus, 'rank')}: rank {rank} has {got[first]:g} in "
-                f"element {first} of {len(got)}, and {ours} {wanted[first]:g}"
+                f"a wrong result of {operation} on {counted(gpus, 'rank')}: rank {rank} has {got[first]:g} "
+                f"in element {first} of {len(got)}, and {ours} {wanted[first]:g}"
             )
             refused = InputError("algorithm", algorithm, rule)
             refused.exit_code = 1
@@ -58,7 +58,7 @@ def try_out(operation: str, algorithm: str, gpus: int, even: bool) -> None:
 
 
 def one_result(gpu: Any, operation: str, algorithm: str, numel: int) -> list[float]:
-    """Run a collective on whole numbers that differ on every rank; return what the operation promises of it."""
+    """Run a collective on whole numbers that differ on every rank; return what the operation promises."""
     import torch
 
     x = torch.arange(numel, dtype=torch.float64) * 10 + gpu.rank

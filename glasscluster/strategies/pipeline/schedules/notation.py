@@ -1,4 +1,4 @@
-"""Reads a schedule that somebody wrote: one line a rank, actions as PyTorch writes them, as text, CSV or JSON.
+"""Reads a schedule that somebody wrote, in PyTorch's notation: one line a rank, as text, CSV or JSON.
 
     0F0 0F1 - 0B0 0I1 0W1       B the whole backward, I and W its parts; - or an empty cell is idle time
     0BW0 0B1 0W1                the same in PyTorch's older lists, where B beside a W is what is I now
