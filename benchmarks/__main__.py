@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 
-from benchmarks import attention, comparison, network, recorder, replay, ring, tokenizer
+from benchmarks import attention, commands, comparison, network, recorder, replay, ring, tokenizer
 
 ALL = {
     "attention": attention.measure,
+    "commands": commands.measure,
     "replay": replay.measure,
     "recorder": recorder.measure,
     "ring": ring.measure,

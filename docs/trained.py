@@ -156,7 +156,7 @@ def main() -> None:
             name: len(found) for name, found in flagged([make_task("next-line", ITEMS)], ["python"]).items()
         }
         picture(losses)
-        blocks = "\n".join(f"```python\n{text}\n```\n" for _, text in samples(stage, tokenizer))
+        blocks = "\n".join(f"```text\n{text}\n```\n" for _, text in samples(stage, tokenizer))
         size = f"{plan.global_batch} x {model.seq}"
         text_ = PAGE.format(
             parameters=model.parameters(),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from glasscluster.base.display import declare
 
 if TYPE_CHECKING:
+    from glasscluster.sim.ranks.collectives.registry import collective
     from glasscluster.sim.recording.graph import ExecutionGraph
     from glasscluster.sim.run import Cluster, Run
     from glasscluster.sim.time.replay import replay
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from glasscluster.strategies.plan import Plan
 
 __version__ = "0.1.0"
-__all__ = ["Cluster", "ExecutionGraph", "Plan", "Run", "Timeline", "__version__", "replay"]
+__all__ = ["Cluster", "ExecutionGraph", "Plan", "Run", "Timeline", "__version__", "collective", "replay"]
 
 _HOME = {
     "Cluster": "glasscluster.sim.run",
@@ -29,6 +30,7 @@ _HOME = {
     "ExecutionGraph": "glasscluster.sim.recording.graph",
     "Timeline": "glasscluster.sim.time.timeline",
     "Plan": "glasscluster.strategies.plan",
+    "collective": "glasscluster.sim.ranks.collectives.registry",
     "replay": "glasscluster.sim.time.replay",
 }
 

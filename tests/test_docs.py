@@ -66,7 +66,7 @@ def test_a_script_that_is_named_without_its_folder_is_there_too(page):
 def shown(page: str) -> list[list[str]]:
     """What a README shows that is the same in every language: commands, Python, places of its tables."""
     commands = re.findall(r"^(?:glass|make|torchrun) .*", page, re.MULTILINE)
-    python = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    python = re.findall(r"^```python[^\n]*\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     rows = "\n".join(re.findall(r"^\| .*", page, re.MULTILINE))
     places = re.findall(r"`[\w./-]+`|\]\([^)]*\)", rows)
     return [[command.split(" # ")[0].strip() for command in commands], python, places]

@@ -24,8 +24,8 @@ from glasscluster.scenarios.jobs import (
     evaluation,
     generation,
     prediction,
+    schedules,
     serving_command,
-    stored,
     training,
 )
 from glasscluster.scenarios.requests.collective import CollectiveRequest
@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[type[Request], Any, dict[str, Any]]] = {
         collective.prepare,
         {"operation": "all-reduce", "gpus": 4, "size": "1KiB"},
     ),
-    "schedule": (ScheduleRequest, stored.schedule_of, {"name": "1f1b", "pp": 2, "micro_batches": 4}),
+    "schedule": (ScheduleRequest, schedules.schedule_of, {"name": "1f1b", "pp": 2, "micro_batches": 4}),
 }
 STEADY = settings(derandomize=True, deadline=None, database=None)
 FILES = {"csv", "out", "weights", "save", "data", "tokenizer", "requests", "against", "validate", "sweep"}

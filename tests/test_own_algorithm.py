@@ -6,11 +6,13 @@ import json
 import textwrap
 
 import pytest
+import torch
 from helpers import differences, run_plan, worst
 
-from glasscluster.base.errors import InputError
+from glasscluster import collective
+from glasscluster.base.errors import GlassError, InputError
 from glasscluster.cli import main
-from glasscluster.sim.ranks.collectives import ALGORITHMS
+from glasscluster.sim.ranks.collectives import ALGORITHMS, load
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge import accounts, check
@@ -173,3 +175,146 @@ def test_ray_actors_load_the_file_and_train_to_the_same_bits_as_threads(toy, tmp
             found[backend] = cluster.run(train_rank, job, record=False).results
     assert check.digest(found["ray"]) == check.digest(found["threads"])
     assert worst(check.compare(found["ray"], check.reference_for(job), plan)) <= 1e-10
+
+
+# ---- mistakes in the steps -----------------------------------------------------------------------------
+STEPS = {  # what an algorithm does -> what is said of it; its last line is line 7 of the file
+    "yield None": "mine.py:7, in mine, yields None",
+    "yield [work.send(x, right), work.recv(y, left)]": "lists in a list; add them: work.send(...) +",
+    "yield work.send(x, right), work.recv(y, left)": "mine.py:7, in mine, yields lists in a list",
+    "yield work.exchange(x, right, y, left)[0]": "mine.py:7, in mine, yields a single message",
+    "yield [x]": "mine.py:7, in mine, yields a list with a Tensor",
+    "work.recv(y, left); yield work.send(x, right)": "mine.py:7 posts a receive from rank 2 that no",
+    "yield from inner(work)": "mine.py:11, in inner, yields 3",
+    "return [work.send(x, right)] if 0 else None": "mine.py:4, mine returned None, and must have steps",
+    "yield work.send(x, 9)": "there is no rank 9 in a group of 3 ranks (mine.py:7, in mine)",
+    "yield []; x.view(5, 5, 5)": "(mine.py:7, in mine)",
+    "yield work.recv(y, left)": "at mine.py:7, called at test_own_algorithm.py:",
+}
+MINE = """from glasscluster import collective
+
+
+@collective("all_reduce", "mine")
+def mine(work, x, op="sum"):
+    y, left, right = x.clone(), (work.rank - 1) % work.size, (work.rank + 1) % work.size
+    {step}
+
+
+def inner(work):
+    yield 3
+"""
+
+
+def run_mine(tmp_path, step, backend="threads"):
+    (tmp_path / "mine.py").write_text(MINE.format(step=step))
+    load_and_sum = f"{tmp_path}/mine.py:mine"
+    with Cluster("classroom", 3, backend, memory_bytes=None) as cluster:
+        return cluster.run(sum_by, load_and_sum).results
+
+
+def sum_by(gpu, algorithm):
+    x = torch.full((4,), float(gpu.rank))
+    gpu.comm.all_reduce(x, algorithm=algorithm)
+    return x.tolist()
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_mistake_in_a_step_names_the_line_of_its_author(tmp_path, step):
+    with pytest.raises(GlassError) as stopped:
+        run_mine(tmp_path, step)
+    assert STEPS[step] in stopped.value.message, stopped.value.message
+
+
+def test_a_step_that_is_right_in_every_spelling_runs(tmp_path):
+    step = "yield work.recv(y, left) + work.send(x, right); x += y; yield (); yield []"
+    assert run_mine(tmp_path, step)[0] == [2.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("operation", "takes"),
+    [("all_reduce", "x"), ("broadcast", "x"), ("reduce", "x, op"), ("all_to_all", "x, out")],
+)
+def test_a_function_that_cannot_be_called_as_its_operation_calls_it_is_refused(tmp_path, operation, takes):
+    source = MINE.format(step="yield []").replace("all_reduce", operation).replace('x, op="sum"', takes)
+    (tmp_path / "mine.py").write_text(source)
+    with pytest.raises(InputError) as refused:
+        load(f"{tmp_path}/mine.py:mine")
+    assert f"mine.py:4: {operation} calls it as mine(work, x, " in refused.value.rule
+
+
+def test_a_mistake_in_a_step_of_a_training_is_one_of_usage_and_leaves_no_folder(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE.format(step="yield None"))
+    with pytest.raises(SystemExit) as stopped:
+        main("train --dp 3 --backend threads --no-check --algorithm mine.py:mine --json".split())
+    said = json.loads(capsys.readouterr().out)
+    assert (stopped.value.code, said["field"]) == (2, "algorithm")
+    assert "mine.py:7, in mine, yields None" in said["message"]
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+# ---- glass collective and predict ----------------------------------------------------------------------
+def command(capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        main([*words.split(), "--json"])
+    return int(stopped.value.code or 0), json.loads(capsys.readouterr().out)
+
+
+def test_a_file_is_timed_beside_ours_and_predicts(toy, capsys):
+    sweep = "--sweep 1KiB:4KiB --against ring"
+    code, said = command(capsys, f"collective all-reduce --algorithm {toy} --gpus 4 --size 1MiB {sweep}")
+    assert (code, said["algorithm"], said["bytes_sent_per_gpu"]) == (
+        0,
+        "by-the-first",
+        [3 << 20, *[1 << 20] * 3],
+    )
+    assert [row["algorithm"] for row in said["sweep"]] == ["by-the-first", "by-the-first", "ring", "ring"]
+    times = []
+    for algorithm in (toy, "ring"):
+        code, said = command(capsys, f"predict --dp 4 --algorithm {algorithm}")
+        assert (code, said["collectives"].rpartition(":")[2]) == (0, algorithm.rpartition(":")[2])
+        times.append(said["iteration_time_s"])
+    assert times[0] > times[1]
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "said"),
+    [
+        (
+            "yield work.exchange(x, right, y, left); work.reduce(x, y, op)",
+            1,
+            "rank 0 has 3 in element 0 of 12, and",
+        ),
+        ("yield work.recv(y, left)", 3, "at mine.py:7"),
+        ("yield None", 2, "mine.py:7, in mine, yields None"),
+    ],
+)
+def test_a_collective_with_a_wrong_result_gets_no_time(tmp_path, capsys, monkeypatch, step, code, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE.format(step=step))
+    line = "collective all-reduce --algorithm mine.py:mine --gpus 4 --size 1KiB"
+    stopped, answer = command(capsys, line)
+    assert stopped == code, answer
+    assert said in answer["message"], answer
+
+
+@pytest.mark.ray
+def test_on_ray_a_program_s_own_algorithm_runs_and_a_mistake_in_a_file_names_its_line(tmp_path):
+    @collective("all_reduce", "of this program")
+    def mine(work, x, op="sum"):
+        y = x.clone()
+        for distance in range(1, work.size):
+            yield work.exchange(
+                y,
+                (work.rank + distance) % work.size,
+                z := x.new_empty(x.numel()),
+                (work.rank - distance) % work.size,
+            )
+            work.reduce(x, z, op)
+
+    with Cluster("classroom", 3, "ray", memory_bytes=None) as cluster:
+        assert cluster.run(sum_by, "of this program").results == [[3.0] * 4] * 3
+    with pytest.raises(InputError, match=r"mine\.py:7, in mine, yields None"):
+        run_mine(tmp_path, "yield None", "ray")

@@ -123,6 +123,10 @@ class BackendUnavailable(GlassError):
     """The backend cannot run here, and why."""
 
 
+class ProgramFailed(GlassError):
+    """A scenario or a program of somebody's own raised outside its ranks: where, and what."""
+
+
 class ClusterLost(GlassError):
     """The cluster itself (not one rank) is gone."""
 

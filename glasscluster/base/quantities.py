@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.text import counted
@@ -60,13 +60,68 @@ def _nearest_unit(written: str, units: Iterable[str]) -> str:
     return min(reversed(list(units)), key=distance)
 
 
-def written_bytes(count: float) -> str:
-    """Bytes as people say them: 1 KB, 16 GB, 1.5 MB."""
-    for unit in ("TB", "GB", "MB", "KB"):
-        size = {**SIZES, "TB": 10**12}[unit]
-        if count >= size:
-            return f"{count / size:.4g} {unit}"
-    return counted(int(count), "byte")
+# ---- writing them --------------------------------------------------------------------------------------
+# Each unit a person reads, the largest first.
+TIME_UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
+BYTE_UNITS = (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3), ("B", 1.0))
+PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
+
+
+def written_number(value: float, digits: int = 4) -> str:
+    """A number of so many digits, as a person writes it: 11770 and not 1.177e+04. Whole digits are all shown.
+
+    Example:
+        >>> [written_number(x) for x in (11770.4, 0.123456, 1234567.0, 0.0)]
+        ['11,770', '0.1235', '1,234,567', '0']
+    """
+    if abs(value) >= 10**digits or (value and abs(float(f"{value:.{digits}g}")) >= 10**digits):
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def _in_units(value: float, units: Sequence[tuple[str, float]], digits: int) -> tuple[str, str]:
+    """A number in the largest unit of which it is at least one (of those that are given), and that unit."""
+    shown = abs(float(f"{value:.{digits}g}"))  # 999.96 ms is 1 s where four digits are shown
+    unit, size = next(((u, s) for u, s in units if shown >= s * (1 - 1e-12)), units[-1])
+    return written_number(value / size, digits), unit
+
+
+def written_time(seconds: float, digits: int = 4) -> str:
+    """A time in a unit that is easy to read.
+
+    Example:
+        >>> [written_time(t) for t in (11.77, 0.0125, 3.2e-6, 86400.0, 0.0)]
+        ['11.77 s', '12.5 ms', '3.2 µs', '86,400 s', '0 s']
+    """
+    return "0 s" if seconds == 0 else " ".join(_in_units(seconds, TIME_UNITS, digits))
+
+
+def written_bytes(count: float, digits: int = 4) -> str:
+    """Bytes as people say them: 1 KB, 16 GB, 1.5 MB; less than that are counted: 12 bytes."""
+    number, unit = _in_units(count, BYTE_UNITS, digits)
+    return counted(int(count), "byte") if unit == "B" else f"{number} {unit}"
+
+
+def written_rate(bytes_per_s: float, digits: int = 4) -> str:
+    """Bytes in a second.
+
+    Example:
+        >>> written_rate(2.408e9), written_rate(25_530_000.0)
+        ('2.408 GB/s', '25.53 MB/s')
+    """
+    number, unit = _in_units(bytes_per_s, BYTE_UNITS, digits)
+    return f"{number} {unit}/s"
+
+
+def written_count(value: float, what: str, digits: int = 4) -> str:
+    """A large number of things that have a prefix, such as FLOPs.
+
+    Example:
+        >>> written_count(1.62e13, "FLOPs"), written_count(12, "FLOPs")
+        ('16.2 TFLOPs', '12 FLOPs')
+    """
+    number, prefix = _in_units(value, PREFIXES, digits)
+    return f"{number} {prefix}{what}"
 
 
 def parse_size(field: str, text: str) -> int:

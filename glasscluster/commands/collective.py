@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from glasscluster.base.quantities import written_rate, written_time
 from glasscluster.base.text import counted
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit, progress
@@ -29,8 +30,8 @@ def collective(request: CollectiveRequest, as_json: bool) -> int:
 
 def show(content: dict[str, Any], contention: bool | None) -> None:
     """The answer in words; `contention` as it was asked for."""
-    ms, bus = content["time_s"] * 1e3, content["bus_bandwidth_bytes_per_s"] / 1e9
-    print(f"{ms:.5g} ms (virtual, {content['hardware']}), bus bandwidth {bus:.4g} GB/s")
+    took, bus = written_time(content["time_s"], 5), written_rate(content["bus_bandwidth_bytes_per_s"])
+    print(f"{took} (virtual, {content['hardware']}), bus bandwidth {bus}")
     if "nccl" in content:
         chosen = content["nccl"]
         how = f"{chosen['protocol']} on {chosen['channels']} channels"
@@ -44,8 +45,8 @@ def show(content: dict[str, Any], contention: bool | None) -> None:
             f"busiest link {link['from']} → {link['to']}, {link['utilisation_fraction']:.0%} ({shared})"
         )
     for row in content.get("sweep", []):
-        us, bus = row["time_s"] * 1e6, row["bus_bandwidth_bytes_per_s"] / 1e9
+        took, bus = written_time(row["time_s"], 5), written_rate(row["bus_bandwidth_bytes_per_s"])
         what = f"{row['algorithm']:20} {row['gpus']:6} GPUs {row['size_bytes']:>16,} B"
-        print(f"{what}  {us:12.5g} µs  {bus:10.4g} GB/s bus")
+        print(f"{what}  {took:>12}  {bus:>12} bus")
     if "report" in content:
         print(f"report: {content['report']}")

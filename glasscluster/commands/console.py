@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from glasscluster.base.breakdown import PAPERS, listed
+from glasscluster.base.quantities import written_time
 from glasscluster.base.rows import FAILED, HELD, Row, status, tally
 from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.processes import is_leader
@@ -73,6 +75,11 @@ def show_time(rank: int | None, breakdown: Mapping[str, float], papers: Mapping[
 MARKS = {HELD: "ok", FAILED: "FAIL"}  # before a row; one that is not applicable has a dash
 
 
+def ledger_number(value: float) -> str:
+    """A number of the ledger: ten digits, and all digits of what is larger, without powers of ten."""
+    return f"{value:,.0f}" if 1e10 <= abs(value) < math.inf else f"{value:,.10g}"
+
+
 def show_checks(rows: list[Row]) -> None:
     """The ledger as a table on standard output; a row that is not applicable says why."""
     from rich.console import Console
@@ -86,10 +93,28 @@ def show_checks(rows: list[Row]) -> None:
             no_wrap=heading != "quantity",
         )
     for row in rows:
-        cells = ["" if x is None else f"{x:,.10g}" for x in (row.predicted, row.counted, row.simulated)]
+        cells = ["" if x is None else ledger_number(x) for x in (row.predicted, row.counted, row.simulated)]
         because = f" (not applicable: {row.because})" if row.because else ""
         table.add_row(MARKS.get(row.verdict, "-"), f"{row.name}{because}", *cells, row.unit)
     Console(highlight=False).print(table)
+
+
+MANY_LAUNCHES = 0.25  # of a step: from here on they are named as the reason
+
+
+def launches_said(content: dict[str, Any], step_s: float) -> str:
+    """Why a step takes as long as it does where launches of kernels are much of it; empty where they are not.
+
+    content: with `kernels` and `launch_s`, of the rank that finishes last.
+    """
+    share = content["launch_s"] / step_s if step_s else 0.0
+    if share < MANY_LAUNCHES:
+        return ""
+    each = written_time(content["launch_s"] / content["kernels"])
+    return (
+        f"{share:.0%} of it is launching kernels: {content['kernels']:,} of {each} on the rank that finishes "
+        f"last. A faster GPU does not shorten that; larger matrices, or fewer of them, do"
+    )
 
 
 def verdict(rows: list[Row], report: Any, wall: float | None = None, not_checked: Sequence[Said] = ()) -> int:

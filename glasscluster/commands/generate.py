@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glasscluster.base.quantities import written_bytes, written_count, written_number, written_time
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit, is_leader, progress, show_checks, verdict
 from glasscluster.commands.options import command
@@ -25,9 +26,9 @@ def generate(request: GenerateRequest, as_json: bool) -> int:
     for name in ("prefill", "decode"):
         if phase := content[name]:
             print(
-                f"{name:8} {phase['time_s'] * 1e3:10.4g} ms on {content['hardware']} (virtual), "
-                f"{phase['flops']:.4g} FLOPs, {phase['memory_traffic_bytes']:.4g} bytes: "
-                f"{phase['intensity_flops_per_byte']:.3g} a byte, bound by {phase['bound']}"
+                f"{name:8} {written_time(phase['time_s']):>10} on {content['hardware']} (virtual), "
+                f"{written_count(phase['flops'], 'FLOPs')}, {written_bytes(phase['memory_traffic_bytes'])}: "
+                f"{written_number(phase['intensity_flops_per_byte'], 3)} a byte, bound by {phase['bound']}"
             )
     show_checks(made.checks)
     return verdict(made.checks, None, not_checked=made.not_checked)

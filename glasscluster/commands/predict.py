@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from glasscluster.base.quantities import written_time
 from glasscluster.base.text import counted
 from glasscluster.base.utilisation import DEFINITIONS
 from glasscluster.commands.bodies import body
-from glasscluster.commands.console import emit, progress, show_time
+from glasscluster.commands.console import emit, launches_said, progress, show_time
 from glasscluster.commands.options import command
 from glasscluster.scenarios.requests.predict import PredictRequest
 
@@ -45,13 +46,15 @@ def predict_rows(request: PredictRequest, as_json: bool) -> int:
 
 def show(content: dict[str, Any]) -> None:
     """The prediction in words; of a plan that does not fit, what holds the memory and what would fit."""
-    ms = content["iteration_time_s"] * 1e3
+    step = content["iteration_time_s"]
     print(
-        f"{ms:.4g} ms a step on {content['hardware']} (virtual), MFU {content['mfu']:.1%} "
-        f"(causal {content['mfu_causal']:.1%}), HFU {content['hfu']:.1%}, "
-        f"peak memory {content['peak_memory_gib']:.3f} GiB" + ("" if content["fits"] else ": DOES NOT FIT")
+        f"{written_time(step)} a step on {content['hardware']} (virtual), MFU {content['mfu']:.1%} "
+        f"(causal {content['mfu_causal']:.1%}), HFU {content['hfu']:.1%}"
     )
     show_time(None, content["breakdown_s"], content)
+    print(memory_said(content))
+    if said := launches_said(content, step):
+        print(said)
     for definition in DEFINITIONS.values():
         print(f"  {definition.en}")
     if content["fits"]:
@@ -60,5 +63,22 @@ def show(content: dict[str, Any]) -> None:
         many = f" (x {held['count']})" if held["count"] > 1 else ""
         print(f"  {held['bytes'] / 2**30:8.3f} GiB  {held['category']}, {held['called']}{many}")
     for fit in content["would_fit"]:
-        gib, ms = fit["peak_memory_bytes"] / 2**30, fit["iteration_time_s"] * 1e3
-        print(f"would fit: {fit['options']}  ({gib:.3f} GiB, {ms:.4g} ms a step)")
+        gib, took = fit["peak_memory_bytes"] / 2**30, written_time(fit["iteration_time_s"])
+        print(f"would fit: {fit['options']}  ({gib:.3f} GiB, {took} a step)")
+
+
+TIGHT = 0.1  # of a GPU's memory: what a framework and its communicators take besides can be as much
+
+
+def memory_said(content: dict[str, Any]) -> str:
+    """The fullest rank's memory beside the GPU's, what is left, and what is not in the count."""
+    capacity, margin = content["memory_capacity_gib"], content["memory_margin_gib"]
+    said = f"peak memory {content['peak_memory_gib']:.3f} GiB of {capacity:.1f} GiB"
+    if not content["fits"]:
+        return f"{said}: DOES NOT FIT"
+    share = margin / capacity
+    tight = "a tight fit" if share < TIGHT else "fits"
+    return (
+        f"{said}: {tight}, {margin:.1f} GiB ({share:.0%}) are left for what is not counted: the "
+        f"framework's own context, communication buffers, workspaces, fragmentation"
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from glasscluster.base.quantities import written_time
 from glasscluster.commands.bodies import body
-from glasscluster.commands.console import emit, show_time
+from glasscluster.commands.console import emit, launches_said, show_time
 from glasscluster.commands.options import command
 from glasscluster.scenarios.requests.stored import ReplayRequest
 
@@ -16,10 +17,12 @@ def replay(request: ReplayRequest, as_json: bool) -> int:
         emit(content)
         return 0
     print(
-        f"{content['makespan_s'] * 1e3:.4f} ms on {content['hardware']} (virtual); "
-        f"exposed communication {content['exposed_comm_s'] * 1e3:.4f} ms, mean of the ranks"
+        f"{written_time(content['makespan_s'], 6)} on {content['hardware']} (virtual); "
+        f"exposed communication {written_time(content['exposed_comm_s'], 6)}, mean of the ranks"
     )
     show_time(None, content["breakdown_s"], content)
+    if said := launches_said(content, content["makespan_s"]):
+        print(said)
     if content["report"]:
         print(f"report: {content['report']}")
     return 0

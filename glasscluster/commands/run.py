@@ -17,6 +17,7 @@ from glasscluster.commands.options import CONTEXT, dressed, given_in, parameters
 from glasscluster.scenarios.requests.scenarios import RunRequest
 
 if TYPE_CHECKING:
+    from glasscluster.scenarios.declared import Declared
     from glasscluster.scenarios.scenario import Scenario
 
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -32,7 +33,7 @@ def run(context: typer.Context, scenario: str, as_json: bool) -> int:
         print(context.get_help())
         return 0
     if "--help" in words or "-h" in words:
-        scenario_command(body("find")(scenario), scenario).main(
+        scenario_command(body("declared")(scenario) or body("find")(scenario), scenario).main(
             ["--help"],
             f"glass run {scenario}",
             standalone_mode=False,
@@ -41,6 +42,8 @@ def run(context: typer.Context, scenario: str, as_json: bool) -> int:
     given = given_in(context)
     own = {name: given.pop(name) for name in list(given) if name not in RunRequest.names()}
     request: RunRequest = build(RunRequest, given)
+    if (says := body("declared")(scenario)) is not None:
+        read_options(says, scenario, words, own)  # a wrong option is refused before torch is imported
     with progress() as say:
         say(f"glass run {scenario}")
         chosen = body("find")(scenario)
@@ -67,7 +70,9 @@ def run(context: typer.Context, scenario: str, as_json: bool) -> int:
 
 
 # ---- the options of a scenario -----------------------------------------------------------------------
-def read_options(chosen: Scenario, scenario: str, words: list[str], own: dict[str, Any]) -> dict[str, Any]:
+def read_options(
+    chosen: Scenario | Declared, scenario: str, words: list[str], own: dict[str, Any]
+) -> dict[str, Any]:
     """The scenario's own options, from the words behind `glass run NAME` and from a request's file (`own`).
 
     Raises:
@@ -94,7 +99,7 @@ def read_options(chosen: Scenario, scenario: str, words: list[str], own: dict[st
         raise usage(problem, words) from None
 
 
-def unknown_option(chosen: Scenario) -> str:
+def unknown_option(chosen: Scenario | Declared) -> str:
     """That a scenario does not have an option, and which it has."""
     has = " ".join("--" + name.replace("_", "-") for name in chosen.options)
     return f"{chosen.name} has no such option; it has {has or 'none of its own'}"
@@ -105,7 +110,7 @@ def source_of(context: Any, name: str) -> str:
     return str(context.get_parameter_source(name).name)
 
 
-def scenario_command(chosen: Scenario, scenario: str) -> Any:
+def scenario_command(chosen: Scenario | Declared, scenario: str) -> Any:
     """A command with the options of a scenario's signature; its help is the story."""
     takes = [parameter(name, p) for name, p in chosen.options.items()]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from glasscluster.base.breakdown import PAPERS
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit
 from glasscluster.commands.options import command
@@ -11,14 +10,21 @@ from glasscluster.scenarios.requests.stored import ScheduleRequest
 
 @command(ScheduleRequest)
 def schedule(request: ScheduleRequest, as_json: bool) -> int:
-    """A pipeline schedule as data: its actions, makespan, bubbles and live micro-batches."""
+    """A pipeline schedule as data: its actions, makespan, bubbles and live micro-batches.
+    What it prints is a file that `--validate` and `glass train --schedule` read.
+    """
     content = body("schedule")(request)
+    if request.out is not None:
+        content["out"] = body("schedule out")(request, content)
     if as_json:
         emit(content)
         return 0
     for number, actions in enumerate(content["ranks"]):
         print(f"rank {number}: {' '.join(actions)}")
-    said = [f"{name} {content[key]:.1%}" for key, (name, _) in PAPERS.items() if content[key] is not None]
-    print(", ".join([f"makespan {content['makespan']:g}", *said]))
-    print(f"chunks live at most {content['peak_live']}, messages {content['messages']}")
+    for line in body("schedule summary")(
+        content
+    ):  # as remarks, so that what is printed is a file that --schedule reads
+        print(f"# {line}")
+    if request.out is not None:
+        print(f"# written: {request.out}")
     return 0

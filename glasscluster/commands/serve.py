@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glasscluster.base.quantities import written_time
 from glasscluster.base.text import counted
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit, is_leader, progress, show_checks, verdict
@@ -24,11 +25,11 @@ def serve(request: ServeRequest, as_json: bool) -> int:
         emit(content)
         return 0 if made.ok else 1
     print(made.grid())
-    first = content["mean_time_to_first_token_s"] * 1e3
+    first = written_time(content["mean_time_to_first_token_s"])
     print(
         f"{counted(len(made.job.requests), 'request')} in {counted(len(content['steps']), 'step')}, "
-        f"{content['time_s'] * 1e3:.4g} ms on {content['hardware']} (virtual): "
-        f"{content['tokens_per_s']:,.0f} tokens/s, first token after {first:.4g} ms on average"
+        f"{written_time(content['time_s'])} on {content['hardware']} (virtual): "
+        f"{content['tokens_per_s']:,.0f} tokens/s, first token after {first} on average"
     )
     print(
         f"slots without a token {content['idle_slots_fraction']:.1%}, reserved cache without a token "

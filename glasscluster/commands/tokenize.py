@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from glasscluster.base.quantities import written_number
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit, progress
 from glasscluster.commands.options import command
@@ -25,7 +26,8 @@ def train(request: LearnRequest, as_json: bool) -> int:
     size = f"{content['size_bytes']:,} bytes: {content['out']}"
     print(f"{content['vocab']:,} tokens ({content['merges']:,} merges) from {size}")
     if content["tokens"]:
-        print(f"the text is {content['tokens']:,} tokens, {content['bytes_per_token']:.3g} bytes each")
+        each = written_number(content["bytes_per_token"], 3)
+        print(f"the text is {content['tokens']:,} tokens, {each} bytes each")
     return 0
 
 

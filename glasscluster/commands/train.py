@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glasscluster.base.quantities import written_time
 from glasscluster.base.text import counted
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit, is_leader, progress, show_checks, show_time, verdict
@@ -25,7 +26,7 @@ def train(request: TrainRequest, as_json: bool) -> int:
     for source in (trained.read or {}).get("sources", []):
         print(f"{source['source']}: {source['epochs']:.3g} epochs of {source['tokens']:,} tokens")
     t = trained.timeline
-    print(f"{t.makespan * 1e3:.3f} ms a step on {t.hardware.name} (virtual)")
+    print(f"{written_time(t.makespan)} a step on {t.hardware.name} (virtual)")
     show_time(t.last_rank(), t.breakdown(), t.bubble())
     show_checks(trained.checks)
     return verdict(trained.checks, trained.report, not_checked=trained.not_checked)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glasscluster.base.errors import GlassError, InputError
+from glasscluster.base.errors import GlassError, InputError, ProgramFailed
 from glasscluster.base.rows import NO_CHECKS, NOT_COUNTED, Match, Row, Status, judged, status, tally
 from glasscluster.base.text import Said, counted
 from glasscluster.scenarios.beats import Card, FollowUp, Prediction
@@ -658,8 +658,8 @@ def perform(scenario: Scenario, lab: Lab, options: dict[str, Any]) -> Lab:
         The lab, with all that was run, checked and told.
 
     Raises:
-        InputError: for an option that the scenario has not; for an error that a scenario of somebody's own
-            raises, with the line.
+        InputError: for an option that the scenario has not.
+        ProgramFailed: for an error that a scenario of somebody's own raises, with the line.
     """
     known = scenario.options
     for name in options:
@@ -675,8 +675,10 @@ def perform(scenario: Scenario, lab: Lab, options: dict[str, Any]) -> Lab:
             raise  # a fault of ours
         lines = [f for f in traceback.extract_tb(problem.__traceback__) if f.filename == file]
         where = f" at {Path(file).name}:{lines[-1].lineno}, in {lines[-1].name}" if lines else ""
-        raise InputError(
-            "scenario", scenario.name, f"raised {type(problem).__name__}: {problem}{where}"
+        said = " ".join(str(problem).split())
+        raise ProgramFailed(
+            f"scenario {scenario.name} raised {type(problem).__name__}: {said}{where}",
+            operation=scenario.name,
         ) from problem
     finally:
         lab.close()

@@ -78,11 +78,11 @@ class Plan(
     def _defaults(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        values = default_schedule(values)
         if not values.get("global_batch"):
             dp, pp = values.get("dp", 1), values.get("pp", 1)
             if isinstance(dp, int) and isinstance(pp, int):
                 values = {**values, "global_batch": 2 * dp * pp}
-        values = default_schedule(values)
         if values.get("exchange", "all-reduce") != "all-reduce":
             values = {"clip": 0.0, **values}  # no server sees the whole gradient
         return values

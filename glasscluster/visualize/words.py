@@ -94,6 +94,7 @@ CATALOGUE: dict[str, Said] = {
     ),
     # axes and titles
     "virtual_time": Said("virtual time", "虚拟时间"),
+    "cost_units": Said("time, in units of the costs", "时间（以代价为单位）"),
     "measured_time": Said("measured time", "实测时间"),
     "rank": Said("rank", "rank"),
     "drawn": Said(
@@ -407,17 +408,15 @@ CATALOGUE: dict[str, Said] = {
         "{gpus} 个 rank 训练 {steps} 步，损失从 {first:.4f} 到 {last:.4f}。",
     ),
     "told_time": Said(
-        "A step takes {step:.4g} ms on {hardware}. Rank {rank} finishes last; of its time: {entries}.",
-        "在 {hardware} 上一步需 {step:.4g} ms。rank {rank} 最后完成，它的时间：{entries}。",
+        "A step takes {step} on {hardware}. Rank {rank} finishes last; of its time: {entries}.",
+        "在 {hardware} 上一步需 {step}。rank {rank} 最后完成，它的时间：{entries}。",
     ),
     "told_papers": Said(
         "The {name} is {bubble:.1%}: {meaning}. Over the useful time it is {over:.1%}.",
         "{name}为 {bubble:.1%}：{meaning}。相对有效时间为 {over:.1%}。",
     ),
-    "told_memory": Said(
-        "The fullest rank holds {peak:.4g} MB at its peak.", "占用最多的 rank 峰值为 {peak:.4g} MB。"
-    ),
-    "told_bytes": Said("The busiest rank sends {sent:.4g} MB.", "发送最多的 rank 发出 {sent:.4g} MB。"),
+    "told_memory": Said("The fullest rank holds {peak} at its peak.", "占用最多的 rank 峰值为 {peak}。"),
+    "told_bytes": Said("The busiest rank sends {sent}.", "发送最多的 rank 发出 {sent}。"),
 }
 
 

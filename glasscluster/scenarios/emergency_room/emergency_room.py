@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from glasscluster.strategies.job import Job
     from glasscluster.strategies.judge.vitals import Vitals
 
-STEPS, FEW_STEPS = 40, 24
+STEPS = 40
+FEW_STEPS = 24
 MODEL: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 4, "seq": 32, "vocab": 128, "qk_norm": True}
 PLAN: dict[str, Any] = {"dp": 2, "global_batch": 8, "micro_batch": 4, "lr": 1e-2, "warmup": 10, "clip": 1.0}
 FALLING = {"decay": "cosine", "lr_floor": 0.1}  # until the last step

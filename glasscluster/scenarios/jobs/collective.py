@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.quantities import parse_size
+from glasscluster.base.quantities import parse_size, written_rate, written_time
 from glasscluster.base.text import Said, counted
 from glasscluster.scenarios.jobs.folders import output_folder, rewriting, write_run_json
+from glasscluster.scenarios.jobs.own_collective import try_out
 from glasscluster.scenarios.jobs.wires import wires
 from glasscluster.scenarios.requests.collective import CollectiveRequest
 from glasscluster.sim.ranks.collectives import ALGORITHMS, THEORY, load
@@ -314,6 +315,9 @@ def swept(
 def collective_command(request: CollectiveRequest, say: Callable[[str], None]) -> dict[str, Any]:
     """Run `glass collective`: one collective on the requested network, and sweeps around it."""
     job, others = request.prepared(prepare)
+    for algorithm in (job.algorithm, *others):
+        if algorithm != NCCL:
+            try_out(job.inner, algorithm, job.gpus, even=job.nbytes % job.gpus == 0)
     sweeps, out, make = request.sweep, request.out, partial(wires_of, request)
     return collective(job, make, nodes=request.nodes, sweeps=sweeps, against=others, out=out, say=say)
 
@@ -435,10 +439,10 @@ def _write(content: dict[str, Any], run: Run | None, folder: Path, shown: Path) 
             )
         )
     name = f"{content['operation']} · {content['algorithm']} · {counted(content['gpus'], 'GPU')} · {content['hardware']}"
-    ms, bus = content["time_s"] * 1e3, content["bus_bandwidth_bytes_per_s"] / 1e9
+    took, bus = written_time(content["time_s"]), written_rate(content["bus_bandwidth_bytes_per_s"])
     finding = Said(
-        f"{ms:.4g} ms (virtual), bus bandwidth {bus:.4g} GB/s.",
-        f"{ms:.4g} ms（虚拟），总线带宽 {bus:.4g} GB/s。",
+        f"{took} (virtual), bus bandwidth {bus}.",
+        f"{took}（虚拟），总线带宽 {bus}。",
     )
     chapters, story = [], []
     if run is not None:
@@ -458,6 +462,7 @@ def _story(content: dict[str, Any]) -> list[tuple[tuple[str, str], str]]:
         max(content["bytes_sent_per_gpu"]),
         content["predicted_time_s"],
     )
+    took = written_time(content["time_s"])
     said = [
         (
             f"{content['messages']:,} messages in {content['steps']} dependent steps; the busiest GPU "
@@ -475,17 +480,17 @@ def _story(content: dict[str, Any]) -> list[tuple[tuple[str, str], str]]:
     if content["contention"]:
         said.append(
             (
-                f"Messages share links max-min fairly; it takes {content['time_s'] * 1e3:.4g} ms.",
-                f"消息按最大最小公平共享链路，用时 {content['time_s'] * 1e3:.4g} ms。",
+                f"Messages share links max-min fairly; it takes {took}.",
+                f"消息按最大最小公平共享链路，用时 {took}。",
                 "tab=timeline",
             )
         )
     elif theory is not None:
         said.append(
             (
-                f"No link is shared: the closed form says {theory * 1e3:.6g} ms, the replay "
-                f"{content['time_s'] * 1e3:.6g} ms.",
-                f"没有共享的链路：闭式解为 {theory * 1e3:.6g} ms，重放为 {content['time_s'] * 1e3:.6g} ms。",
+                f"No link is shared: the closed form says {written_time(theory, 6)}, the replay "
+                f"{written_time(content['time_s'], 6)}.",
+                f"没有共享的链路：闭式解为 {written_time(theory, 6)}，重放为 {written_time(content['time_s'], 6)}。",
                 "tab=timeline",
             )
         )

@@ -18,6 +18,7 @@ from glasscluster.scenarios.jobs.generation import check_model, skipped_check
 from glasscluster.scenarios.jobs.room import of_decoding
 from glasscluster.scenarios.jobs.shapes import model_of, passed_over
 from glasscluster.scenarios.requests.evaluate import EvaluateRequest
+from glasscluster.scenarios.requests.names import check_moves_data
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge.check import TOLERANCE, largest
 from glasscluster.strategies.layout.judged import bytes_row
@@ -241,6 +242,7 @@ def prepare(request: EvaluateRequest) -> tuple[EvaluationJob, Cluster]:
     )
     check_items(job)
     ranks = job.dp * job.tp
+    check_moves_data(request.backend, "an evaluation has scores; glass generate and serve record a model dry")
     cluster = Cluster(request.hardware, ranks, request.backend, seed=seed, device=request.device)
     cluster.hardware.gpu.peak(precision)
     of_decoding(job.model, precision, request.check, job.dp).check(cluster)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from glasscluster.base.errors import GlassError, InputError
+from glasscluster.base.errors import GlassError, InputError, ProgramFailed
 from glasscluster.base.files import (
     finish,
     make_folder,
@@ -87,8 +87,8 @@ def write_run_json(folder: Path, content: dict[str, Any]) -> None:
 
 
 def keep_partial(folder: Path, error: GlassError, info: dict[str, Any], say: Say) -> None:
-    """After a failed run its folder holds what was recorded; after a usage error there is no folder."""
-    if error.exit_code == 3:
+    """After a failed run its folder holds what was recorded; where nothing was, there is no folder."""
+    if error.exit_code == 3 and not (isinstance(error, ProgramFailed) and not any(folder.iterdir())):
         say(f"what was recorded is in {write_partial(folder, error, info)}")
     elif not any(folder.iterdir()):
         folder.rmdir()

@@ -12,7 +12,7 @@ from typing import Any
 from glasscluster.base.errors import GlassError, InputError
 from glasscluster.base.files import is_there, read_text, replacing
 from glasscluster.model.config import ModelConfig
-from glasscluster.scenarios.jobs.stored import slow_ranks
+from glasscluster.scenarios.jobs.stored import launches, slow_ranks
 from glasscluster.scenarios.requests.predict import CSV_COLUMNS, PredictRequest
 from glasscluster.sim.ranks.collectives import load
 from glasscluster.sim.run import Cluster
@@ -83,7 +83,8 @@ def predict(
     peak, split = peaks[_chosen(rank, [total for total, _ in peaks])]
     seconds, done = timeline.makespan, timeline.graph.info["model_flops"]
     capacity = cluster.hardware.gpu.memory_bytes
-    fits = max(total for total, _ in peaks) <= capacity and max(held) <= cluster.hardware.host.memory_bytes
+    fullest_bytes = max(total for total, _ in peaks)
+    fits = fullest_bytes <= capacity and max(held) <= cluster.hardware.host.memory_bytes
     content = {
         "schema": "glass.predict/1",
         "hardware": cluster.hardware.name,
@@ -100,7 +101,10 @@ def predict(
         "peak_memory_gib": peak / GIB,
         "memory_gib": {**{k: v / GIB for k, v in split.items()}, "context": 0.0},
         "host_gib": max(held) / GIB,
+        "memory_capacity_gib": capacity / GIB,
+        "memory_margin_gib": (capacity - fullest_bytes) / GIB,
         "fits": fits,
+        **launches(timeline),
         "wall_s": time.perf_counter() - begun,
         "simulated_gpus": plan.gpus,
         "events": len(timeline.graph),

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.files import read_json
+from glasscluster.base.quantities import written_time
 from glasscluster.base.requests import Options, build
 from glasscluster.base.text import Said, counted
 from glasscluster.model.config import ModelConfig
@@ -173,11 +174,10 @@ def _write(made: Serving, folder: Path, shown: Path) -> Path:
         f"{counted(len(job.requests), 'request')}, {job.policy} batching",
         f"{len(job.requests)} 个请求，{WORDS[job.policy]}批处理",
     )
-    first, hw = 1e3 * sum(made.first_token_s) / len(job.requests), run.hardware.name
+    first, hw = written_time(sum(made.first_token_s) / len(job.requests)), run.hardware.name
     finding = Said(
-        f"{made.tokens_per_s:,.0f} tokens a second on {hw} (virtual), {first:.4g} ms to the first token "
-        f"on average.",
-        f"{hw} 上每秒 {made.tokens_per_s:,.0f} 个 token（虚拟），平均首 token 时间 {first:.4g} ms。",
+        f"{made.tokens_per_s:,.0f} tokens a second on {hw} (virtual), {first} to the first token on average.",
+        f"{hw} 上每秒 {made.tokens_per_s:,.0f} 个 token（虚拟），平均首 token 时间 {first}。",
     )
     story = [
         Said(

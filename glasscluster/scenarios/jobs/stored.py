@@ -1,26 +1,27 @@
-"""Commands that run no program: a stored graph replayed on other hardware, a schedule as data."""
+"""`glass replay`: a stored graph on other hardware. No program runs."""
 
 from __future__ import annotations
 
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from glasscluster.base.breakdown import PAPERS
-from glasscluster.base.errors import Deadlock, InputError, alike, nearest
-from glasscluster.base.files import finish, is_file, is_folder, read_text
+from glasscluster.base.errors import InputError, alike
+from glasscluster.base.files import finish, is_file, is_folder
 from glasscluster.scenarios.jobs.folders import output_folder
-from glasscluster.scenarios.requests.stored import ReplayRequest, ScheduleRequest
-from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.scenarios.requests.stored import ReplayRequest
+from glasscluster.sim.recording.graph import ExecutionGraph, compute_rows
 from glasscluster.sim.recording.packed import load_packed
 from glasscluster.sim.run import Run
 from glasscluster.sim.time.replay import replay
-from glasscluster.strategies.pipeline.schedules import LOOPED, SCHEDULES, chunks, make_schedule
-from glasscluster.strategies.pipeline.schedules.notation import read_schedule
+from glasscluster.sim.time.timeline import Timeline
 
-if TYPE_CHECKING:
-    from glasscluster.strategies.pipeline.schedules.base import Schedule
+
+def launches(timeline: Timeline) -> dict[str, Any]:
+    """How many kernels the rank that finishes last starts, and the seconds that starting them takes."""
+    kernels = len(compute_rows(timeline.graph, timeline.last_rank()))
+    return {"kernels": kernels, "launch_s": kernels * timeline.hardware.gpu.launch_s}
 
 
 def find_graph(run: str) -> Path:
@@ -67,22 +68,6 @@ def replay_command(request: ReplayRequest) -> dict[str, Any]:
     return replay_stored(request.run, request.hardware, slow, request.rendezvous, shared, request.out)
 
 
-def schedule_command(request: ScheduleRequest) -> dict[str, Any]:
-    """Run `glass schedule`: a schedule by name, or one in a file, which passes or ends with exit code 1."""
-    try:
-        return request.prepared(schedule_of)
-    except (Deadlock, InputError) as problem:
-        if request.validate_ is not None and (isinstance(problem, Deadlock) or problem.field == "schedule"):
-            problem.exit_code = 1  # the file was read and judged, and did not pass
-        raise
-
-
-def schedule_of(request: ScheduleRequest) -> dict[str, Any]:
-    """The `glass.schedule/1` object of a request."""
-    file, stages = request.validate_, request.virtual_stages
-    return schedule_content(request.name, request.pp, request.micro_batches, request.costs, file, stages)
-
-
 def replay_stored(
     run: str, hardware: str, slow: dict[int, float], rendezvous: bool, contention: bool, out: str | None
 ) -> dict[str, Any]:
@@ -103,65 +88,9 @@ def replay_stored(
         "gpus": graph.ranks,
         "events": len(graph),
         **timeline.summary(graph.info.get("model_flops", 0.0), graph.info.get("causal_flops")),
+        **launches(timeline),
         "report": None,
     }
     if out is not None:
         content["report"] = str(Run.stored(timeline).report(output_folder(out, "replay") / "report.html"))
     return content
-
-
-def schedule_content(
-    name: str,
-    ranks: int,
-    micro_batches: int,
-    costs: str,
-    validate: str | None,
-    virtual_stages: int | None = None,
-) -> dict[str, Any]:
-    """The `glass.schedule/1` object of a schedule by name, or of one in a file."""
-    spent = _costs(costs)
-    if validate is None:
-        plan = make_schedule(name, ranks, micro_batches, virtual_stages)
-    else:
-        plan = _read(name, validate, ranks, micro_batches, virtual_stages)
-    metrics = plan.validate(spent["f"], spent["b"], spent["c"], spent["w"])
-    return {
-        "schema": "glass.schedule/1",
-        "name": name,
-        "pp": ranks,
-        "micro_batches": micro_batches,
-        "virtual_stages": plan.stages // ranks,
-        "placement": list(plan.placement),
-        "ranks": [plan.written(rank) for rank in range(ranks)],
-        "makespan": metrics.makespan,
-        **{key: getattr(metrics, key) if ranks > 1 else None for key in PAPERS},
-        "peak_live": metrics.peak_live,
-        "peak_postponed": metrics.peak_postponed,
-        "weights_held": metrics.weights_held,
-        "messages": plan.messages,
-    }
-
-
-def _costs(text: str) -> dict[str, float]:
-    spent = {"f": 1.0, "b": 2.0, "w": 1.0, "c": 0.0}
-    for part in text.split(","):
-        key, _, value = part.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            number = -1.0
-        if key not in spent or not 0 <= number < math.inf:
-            near = str(nearest(part, [f"{k}={n:g}" for k, n in spent.items()]))
-            right = ",".join(near if other == part else other for other in text.split(","))
-            rule = f"{part!r} must be f=, b=, w= or c= and a finite number that is not negative"
-            raise InputError("costs", text, rule, [right])
-        spent[key] = number
-    return spent
-
-
-def _read(name: str, path: str, ranks: int, micro_batches: int, virtual_stages: int | None) -> Schedule:
-    """A schedule file; the stages of a name that we know are ours, of any other they are counted."""
-    text = read_text("validate", path)
-    known = name in SCHEDULES and (name not in LOOPED or virtual_stages is not None)
-    v = chunks(name, virtual_stages) if known else virtual_stages
-    return read_schedule(name, text, ranks, micro_batches, None if v is None else ranks * v)

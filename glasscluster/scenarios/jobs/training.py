@@ -29,9 +29,10 @@ from glasscluster.scenarios.jobs.room import of_training
 from glasscluster.scenarios.jobs.shapes import model_of, passed_over
 from glasscluster.scenarios.jobs.sources import check_data, folded, parse_data
 from glasscluster.scenarios.jobs.trained import Trained
+from glasscluster.scenarios.requests.names import check_moves_data
 from glasscluster.scenarios.requests.train import TrainRequest
 from glasscluster.sim.ranks.collectives import load
-from glasscluster.sim.run import BACKENDS, Cluster
+from glasscluster.sim.run import Cluster
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import accounts, advice, check
 from glasscluster.strategies.layout.judged import Judged
@@ -193,9 +194,7 @@ def make_cluster(request: TrainRequest, gpus: int) -> Cluster:
     options: dict[str, Any] = {"timeout_s": request.timeout} if request.timeout else {}
     memory: float | str = "hardware" if request.memory is None else request.memory
     backend = request.backend or default_backend()
-    if backend == "dry":
-        rule = "records shapes alone, and a training has losses; glass predict is what records a plan"
-        raise InputError("backend", backend, rule, [name for name in BACKENDS if name != "dry"])
+    check_moves_data(backend, "a training has losses; glass predict is what records a plan")
     ranks = {"seed": request.seed, "device": request.device}
     return Cluster(request.hardware, gpus, backend, memory_bytes=memory, **ranks, **options)
 

@@ -5,19 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from glasscluster.base.requests import Request, argument
+from glasscluster.scenarios.requests.names import ALGORITHMS, COLLECTIVES, TOPOLOGIES, one_of
 
-OPERATIONS = (
-    *("all-reduce", "reduce-scatter", "all-gather", "broadcast", "reduce"),
-    *("scatter", "gather", "all-to-all", "barrier"),
-)
-ALGORITHMS = (
-    *("ring", "tree", "double-tree", "recursive-doubling", "halving-doubling", "hierarchical"),
-    *("direct", "parameter-server", "nccl, ...", "FILE.py:NAME"),
-)
-TOPOLOGIES = (
-    "ring | switch | fully-connected | line | mesh2d | torus2d | torus3d | hypercube | fat-tree | rail | "
-    "nvlink-mesh | pcie-tree | FILE.json (networkx node-link, with bandwidth and latency on its edges)"
-)
 SIZES = "LOW:HIGH, each four times the one before"
 SWEEP = f"also time sizes {SIZES}, or gpus=LOW:HIGH; may be repeated"
 
@@ -25,13 +14,17 @@ SWEEP = f"also time sizes {SIZES}, or gpus=LOW:HIGH; may be repeated"
 class CollectiveRequest(Request):
     """Asks for one collective on some wires, and for sweeps around it."""
 
-    operation: str = argument(" | ".join(OPERATIONS))
+    operation: str = argument(" | ".join(COLLECTIVES))
     gpus: int = Field(description="ranks")
     size: str = Field("", description="the full buffer of a rank, such as 64MiB (a barrier has none)")
-    algorithm: str = Field("ring", description=" | ".join(ALGORITHMS))
-    hardware: str = Field("classroom", description="whose links")
+    algorithm: str = one_of(ALGORITHMS, "ring", "how; or your own: FILE.py:NAME")
+    hardware: str = Field("classroom", description="whose links: a name from `glass list`, or a profile file")
     nodes: int | None = Field(None, description="spread the GPUs over this many nodes")
-    topology: str | None = Field(None, description=f"instead of hardware: {TOPOLOGIES}")
+    topology: str | None = one_of(
+        TOPOLOGIES,
+        None,
+        "instead of hardware; or FILE.json (networkx node-link, with bandwidth and latency on its edges)",
+    )
     bandwidth: str | None = Field(None, description="of every link of the topology, such as 25GB/s")
     latency: str | None = Field(
         None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from glasscluster.scenarios.requests.names import BACKENDS, one_of
 from glasscluster.scenarios.requests.parts import DecodingRequest
 
 
@@ -20,4 +21,4 @@ class EvaluateRequest(DecodingRequest):
     )
     tokenizer: str | None = Field(None, description="a tokenizer.json [default: bytes]")
     dp: int = Field(1, ge=1, description="ranks that share out the items")
-    backend: str = Field("threads", description="threads | ray | torchrun")
+    backend: str = one_of(BACKENDS, "threads", "where ranks run")

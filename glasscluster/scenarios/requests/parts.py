@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from glasscluster.base.requests import Request, build, choice, taken
 from glasscluster.model.config import ModelConfig
+from glasscluster.scenarios.requests.names import BACKENDS, DEVICES, one_of
 from glasscluster.strategies.numerics.options import RUNS
 from glasscluster.strategies.plan import Plan, make_model
 
@@ -54,7 +55,7 @@ class RanksRequest(Request):
 
     model_config = ConfigDict(title="The run")
 
-    device: str = Field("cpu", description="cpu | cuda")
+    device: str = one_of(DEVICES, "cpu", "what ranks compute on")
     seed: int = Field(0, description="of weights, data and thread order")
     hardware: str = Field(
         "classroom",
@@ -69,4 +70,4 @@ class DecodingRequest(ModelRequest, RanksRequest):
     tp: int = Field(1, ge=1, description="tensor-parallel GPUs")
     precision: str = choice("fp32", "number format of weights and activations", RUNS)
     check: bool = Field(True, description="compare with one device in float64")
-    backend: str = Field("threads", description="threads | ray | torchrun | dry (shapes only, at any scale)")
+    backend: str = one_of((*BACKENDS, "dry"), "threads", "where ranks run; dry: shapes only, at any scale")

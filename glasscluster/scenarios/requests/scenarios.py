@@ -5,14 +5,15 @@ from __future__ import annotations
 from pydantic import Field
 
 from glasscluster.base.requests import Request, Seconds, argument
+from glasscluster.scenarios.requests.names import BACKENDS, DEVICES, one_of
 
 
 class RunRequest(Request):
     """Asks for a scenario to be performed; the scenario's own options stand beside it."""
 
     scenario: str = argument("a name from `glass list`, or FILE.py")
-    backend: str | None = Field(None, description="ray | threads | torchrun")
-    device: str = Field("cpu", description="cpu | cuda")
+    backend: str | None = one_of(BACKENDS, None, "where ranks run")
+    device: str = one_of(DEVICES, "cpu", "what ranks compute on")
     seed: int = Field(0, description="of weights, data and thread order")
     hardware: str | None = Field(None, description="virtual clock [default: the scenario's]")
     timeout: Seconds | None = Field(None, description="of one operation, as 30s")
@@ -35,5 +36,5 @@ class GalleryRequest(Request):
     """Asks for the reports of lessons and an index of them."""
 
     out: str = Field("site", description="folder to write to")
-    backend: str | None = Field(None, description="ray | threads | torchrun")
+    backend: str | None = one_of(BACKENDS, None, "where ranks run")
     only: str | None = Field(None, description="lessons, as L0,E4 [default: all]")

@@ -30,9 +30,11 @@ class ScheduleRequest(Request):
 
     called: ClassVar[Mapping[str, str]] = {"schedule": "name"}
 
-    name: str = argument(f"{' | '.join(SCHEDULES)}; with --validate any name")
-    pp: int = Field(ge=1, description="pipeline ranks")
-    micro_batches: int = Field(ge=1, description="micro-batches")
+    name: str | None = argument(f"{' | '.join(SCHEDULES)}; or a file; with --validate any name", None)
+    pp: int | None = Field(None, ge=1, description="pipeline ranks [default: as many as the file lists]")
+    micro_batches: int | None = Field(
+        None, ge=1, description="micro-batches [default: as many as the file lists]"
+    )
     virtual_stages: int | None = Field(
         None,
         ge=1,
@@ -45,5 +47,9 @@ class ScheduleRequest(Request):
     validate_: str | None = Field(
         None,
         alias="validate",
-        description="a schedule file to judge instead: one line a rank",
+        description="a schedule file to judge instead: one line a rank, as text, CSV or JSON",
+    )
+    out: str | None = Field(
+        None,
+        description="also write it: page.html with the schedule drawn, or a .txt, .csv or .json to read back",
     )

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from glasscluster.base.requests import Request, Seconds, Size, switch
 from glasscluster.model.config import ModelConfig
+from glasscluster.scenarios.requests.names import BACKENDS, one_of
 from glasscluster.scenarios.requests.parts import ModelRequest, PlanRequest, RanksRequest
 from glasscluster.strategies.plan import Plan
 
@@ -37,7 +38,7 @@ class TrainingRun(RanksRequest):
 
     steps: int = Field(3, ge=1, description="optimizer steps; figures are of the last")
     check: bool = Field(True, description="compare with one device in float64")
-    backend: str | None = Field(None, description="ray | threads | torchrun")
+    backend: str | None = one_of(BACKENDS, None, "where ranks run")
     timeout: Seconds | None = Field(None, description="of one operation, as 30s")
     memory: Size | None = Field(
         None,

@@ -15,6 +15,7 @@ import torch
 from glasscluster.base.errors import InputError
 from glasscluster.sim.ranks.agreement import describe
 from glasscluster.sim.ranks.collectives import find, with_option
+from glasscluster.sim.ranks.collectives.own import begun
 from glasscluster.sim.ranks.wire import TAGS_PER_GROUP, Wire
 from glasscluster.sim.ranks.work import REDUCTIONS, CollectiveWork, Done, MessageWork, Progress, Steps, Work
 from glasscluster.sim.recording.events import PURPOSES, RECV, SEND, group_lane
@@ -869,7 +870,9 @@ class Communicator:
         self.wire.agree(call, self.ranks, options.get("sends", ()), options.get("receives", ()))
         work = CollectiveWork(self, operation, algorithm, purpose, label, x)
         work.steps = (
-            self._native(work, operation, x, options) if steps is None else steps(work, x.view(-1), **options)
+            self._native(work, operation, x, options)
+            if steps is None
+            else begun(work, steps, x.view(-1), options)
         )
         if average:
             work.steps = _then(

@@ -94,6 +94,39 @@ def source_line(frame: Any) -> str:
     return inside
 
 
+def waiting_line(posted: str, frame: Any) -> str:
+    """Where a rank waits: the line of its program, behind that of its own algorithm which posted the message
+    (empty: the algorithm is this package's).
+    """
+    line = source_line(frame)
+    return f"{posted}, called at {line}" if posted else line
+
+
+PACKAGES = f"{os.sep}site-packages{os.sep}"
+
+
+def raised_at(problem: BaseException) -> tuple[str, str]:
+    """Where a program raised: `file:line` and the function.
+
+    It is the innermost frame that is neither this package's nor a library's; without one, the innermost.
+    """
+    package, library = __name__.split(".")[0] + ".", os.path.dirname(os.__file__) + os.sep
+    at, inside = problem.__traceback__, ("unknown line", "program")
+    users = None
+    while at is not None:
+        code, module = at.tb_frame.f_code, at.tb_frame.f_globals.get("__name__", "")
+        inside = f"{os.path.basename(code.co_filename)}:{at.tb_lineno}", code.co_name
+        file = code.co_filename
+        if (
+            not module.startswith(package)
+            and not file.startswith((library, "<frozen"))
+            and PACKAGES not in file
+        ):
+            users = inside
+        at = at.tb_next
+    return users or inside
+
+
 Step = Sequence[
     tuple[str, int, int]
 ]  # messages posted together and all awaited: ("send" | "recv", peer, tag)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from glasscluster.base.errors import GlassError, NonFinite, RankDied
 from glasscluster.sim.ranks.communicator import Communicator
+from glasscluster.sim.ranks.deadlock import raised_at
 from glasscluster.sim.ranks.host import Host
 from glasscluster.sim.ranks.mesh import GROUP_IDS, Mesh
 from glasscluster.sim.ranks.wire import Wire
@@ -216,12 +216,11 @@ def _recorded(
             raise
         if isinstance(problem, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise  # a person's, not the program's: the rank runs in the process that the person sees
-        at = traceback.extract_tb(problem.__traceback__)[-1]
+        line, function = raised_at(problem)
         error = RankDied(
-            f"rank {gpu.rank} raised {type(problem).__name__}: {_said(problem)} "
-            f"({at.filename.rsplit('/', 1)[-1]}:{at.lineno}, in {at.name})",
+            f"rank {gpu.rank} raised {type(problem).__name__}: {_said(problem)} ({line}, in {function})",
             rank=gpu.rank,
-            operation=at.name,
+            operation=function,
         )
         error.__cause__ = problem
     try:

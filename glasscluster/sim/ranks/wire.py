@@ -19,15 +19,19 @@ _NOTHING = nullcontext()
 
 
 class Ticket:
-    """One message under way on a wire. `done` becomes True when its buffer may be used again."""
+    """One message under way on a wire. `done` becomes True when its buffer may be used again.
 
-    __slots__ = ("done", "handle", "kind", "peer", "row", "tag", "tensor", "what")
+    `line` is where an algorithm of somebody's own has posted it, and empty for any other.
+    """
+
+    __slots__ = ("done", "handle", "kind", "line", "peer", "row", "tag", "tensor", "what")
 
     def __init__(self, kind: str, peer: int, tag: int, tensor: torch.Tensor | None, what: str) -> None:
         self.done = False
         self.kind, self.peer, self.tag, self.tensor, self.what = kind, peer, tag, tensor, what
         self.handle: object = None
         self.row = -1
+        self.line = ""
 
 
 class Wire(ABC):

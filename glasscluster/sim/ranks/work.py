@@ -8,6 +8,7 @@ flight cannot deadlock against a pipeline receive, and a send is always posted b
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -15,6 +16,7 @@ from typing import Protocol
 import torch
 
 from glasscluster.base.errors import InputError
+from glasscluster.sim.ranks.deadlock import source_line
 from glasscluster.sim.ranks.wire import Ticket, Wire
 from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, PURPOSES, RECV, REDUCE, SEND
 from glasscluster.sim.recording.memory import Ledger
@@ -153,6 +155,7 @@ class CollectiveWork(Work):
         self.name = f"{operation}({algorithm}) #{self.sequence} on {comm.axis}"  # in errors
         self.pending: list[Ticket] = []
         self.expected: dict[int, deque[torch.Tensor]] = {}  # by sender: buffers of announced receives
+        self.posted: dict[int, Ticket] | None = None  # by somebody's own algorithm, not yet yielded
         self.staging: torch.Tensor | None = None
         self.steps: Steps = iter(())
         self.finished, self.started = False, False
@@ -292,13 +295,20 @@ class CollectiveWork(Work):
     def _post(self, kind: int, x: torch.Tensor, peer: int) -> list[Ticket]:
         if x.numel() == 0:
             return []
-        comm, world = self.comm, self.comm.ranks[peer]
+        comm = self.comm
+        try:
+            world = comm.ranks[peer]
+        except IndexError:
+            raise IndexError(f"there is no rank {peer} in a group of {comm.size} ranks") from None
         post = comm.wire.isend if kind == SEND else comm.wire.irecv
         ticket = post(x, world, comm.tag_base, self.name)
         if self.recorded:
             lane = comm.lane(1 if kind == SEND else 2)
             nbytes = x.numel() * x.element_size()
             ticket.row = self._row(kind, self.operation, nbytes, world, lane, self._offset(x))
+        if self.posted is not None:
+            ticket.line = source_line(sys._getframe())
+            self.posted[id(ticket)] = ticket
         return [ticket]
 
     def _check_expected(self) -> None:

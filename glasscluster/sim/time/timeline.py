@@ -16,6 +16,7 @@ import numpy as np
 
 from glasscluster.base.breakdown import PAPERS
 from glasscluster.base.display import renderer
+from glasscluster.base.quantities import written_time
 from glasscluster.sim.recording.events import (
     BACKWARD,
     BEGIN,
@@ -97,7 +98,7 @@ class Timeline:
         self.dep_ptr, self.dep_idx = graph.dep_ptr, graph.dep_idx  # with rendezvous sends wait for more
 
     def __repr__(self) -> str:
-        time = f"{self.makespan * 1e3:.4g} ms {'measured' if self.measured else 'virtual'}"
+        time = f"{written_time(self.makespan)} {'measured' if self.measured else 'virtual'}"
         return f"Timeline({self.graph.ranks} ranks, {time}, {self.hardware.name})"
 
     @property

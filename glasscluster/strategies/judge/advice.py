@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glasscluster.base.errors import InputError, MessageLost, OutOfMemory
-from glasscluster.base.quantities import written_bytes
+from glasscluster.base.quantities import written_bytes, written_time
 from glasscluster.base.text import counted
 from glasscluster.model.config import ModelConfig
 from glasscluster.sim.ranks.backends.dry import record_rank, standing_in
@@ -95,7 +95,7 @@ class Advice:
         first = self.best[0]
         return (
             f"the quickest change that fits is {first.options} "
-            f"({first.peak_bytes:,} bytes, {first.seconds * 1e3:.4g} ms a step; {how})"
+            f"({first.peak_bytes:,} bytes, {written_time(first.seconds)} a step; {how})"
         )
 
 

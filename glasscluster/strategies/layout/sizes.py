@@ -37,6 +37,14 @@ class Layout(Protocol):
         """Whether norms and residuals are cut along the sequence over the tensor-parallel ranks."""
 
     @property
+    def micro_batch(self) -> int:
+        """Sequences in a micro-batch."""
+
+    @property
+    def micro_batches(self) -> int:
+        """m: micro-batches of one data-parallel rank in one step."""
+
+    @property
     def data_ranks(self) -> int:
         """Ranks that see different tokens and add up their gradients: dp·cp."""
 

@@ -62,7 +62,7 @@ def parts_of(words: str) -> tuple[str, ...]:
         if word in NOT_HERE:
             raise InputError("recompute_modules", word, NOT_HERE[word], MEGATRON)
         if word not in MEGATRON:
-            raise InputError("recompute_modules", word, "is no module of Megatron's", [*MEGATRON, *NOT_HERE])
+            raise InputError("recompute_modules", word, "is no module of Megatron's", MEGATRON)
     if not given:
         raise InputError("recompute_modules", words, "names nothing; --recompute none keeps all", MEGATRON)
     return tuple(part for word, part in MEGATRON.items() if word in given)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.requests import Numbers, Options
+from glasscluster.base.text import counted
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.layout.sizes import Layout
 from glasscluster.strategies.pipeline.schedules import FOLDED, SCHEDULES, chunks, default_name, make_schedule
 from glasscluster.strategies.pipeline.schedules.base import Schedule
+from glasscluster.strategies.pipeline.schedules.own import is_own, own_schedule
 
 
 class PipelineOptions(Options):
@@ -23,11 +26,17 @@ class PipelineOptions(Options):
     pp: int = Field(1, ge=1, description="pipeline stages")
     schedule: str = Field(
         "1f1b",
-        description="order of forwards and backwards in the pipeline",
+        description="order of forwards and backwards in the pipeline; or FILE, a list of your own",
         json_schema_extra={"choices": list(SCHEDULES)},
     )
     virtual_stages: int = Field(1, ge=1, description="chunks of the model on each pipeline rank")
     layers_per_stage: Numbers | None = Field(None, description="layers of each stage, as 2,3,3,2")
+
+    @field_validator("schedule")
+    @classmethod
+    def _whole_path(cls, schedule: str) -> str:
+        """A file is named by its whole path: ranks may be processes that work in other folders."""
+        return str(Path(schedule).absolute()) if is_own(schedule) else schedule
 
     @property
     def stages(self) -> int:
@@ -40,9 +49,12 @@ class PipelineOptions(Options):
         starts = [sum(counts[:i]) for i in range(len(counts))]
         return [list(range(a, a + n)) for a, n in zip(starts, counts, strict=True)]
 
-    def rules(self, model: ModelConfig, _layout: Layout) -> None:
+    def rules(self, model: ModelConfig, layout: Layout) -> None:
         """Check that every stage has a layer, and that a list of layers adds up to the model."""
-        chunks(self.schedule, self.virtual_stages)  # as many as the schedule has
+        if is_own(self.schedule):
+            self._as_its_file_says(layout)
+        else:
+            chunks(self.schedule, self.virtual_stages)  # as many as the schedule has
         stages, v = self.stages, self.virtual_stages
         if stages > model.layers:
             why = f", and pp x virtual-stages = {stages}" if v > 1 else ""
@@ -61,17 +73,42 @@ class PipelineOptions(Options):
                 rule = f"must be {stages} positive numbers that add up to {model.layers} layers"
                 raise InputError("layers_per_stage", ",".join(map(str, given)), rule, [nearest])
 
+    def _as_its_file_says(self, layout: Layout) -> None:
+        """Check that ranks, stages and micro-batches are those of the schedule in the file."""
+        own = own_schedule(self.schedule)
+        name, p, m = Path(self.schedule).name, len(own.ranks), own.micro_batches
+        if self.pp != p:
+            raise InputError("pp", self.pp, f"{name} lists {counted(p, 'rank')}", [p])
+        if self.virtual_stages != own.stages // p:
+            rule = f"{name} has {own.stages} stages on {counted(p, 'rank')}"
+            raise InputError("virtual_stages", self.virtual_stages, rule, [own.stages // p])
+        if layout.micro_batches != m:
+            batch = layout.micro_batch * layout.dp
+            rule = f"{name} lists micro-batches 0 to {m - 1}, each of micro-batch x dp = {batch} sequences"
+            raise InputError("global_batch", layout.micro_batches * batch, rule, [m * batch])
 
-@lru_cache(maxsize=32)  # every rank of a recording asks
+
 def make_pipeline(name: str, p: int, m: int, v: int) -> Schedule:
     """The schedule that all ranks follow. It is made once and shared: read it, never change it."""
+    return own_schedule(name) if is_own(name) else _made(name, p, m, v)
+
+
+@lru_cache(maxsize=32)  # every rank of a recording asks
+def _made(name: str, p: int, m: int, v: int) -> Schedule:
     return make_schedule(name, p, m, v)
 
 
 def default_schedule(values: dict[str, Any]) -> dict[str, Any]:
     """Fill in what a plan leaves out: `interleaved` with virtual stages and no name, two stages where it is
-    folded.
+    folded; ranks, stages and the global batch as the schedule in a file has them.
     """
+    if isinstance(values.get("schedule"), str) and is_own(values["schedule"]):
+        own = own_schedule(values["schedule"])
+        p, dp, each = len(own.ranks), values.get("dp", 1), values.get("micro_batch", 1)
+        values = {"pp": p, "virtual_stages": own.stages // p, **values}
+        if not values.get("global_batch") and isinstance(dp, int) and isinstance(each, int):
+            values["global_batch"] = own.micro_batches * each * dp
+        return values
     if "schedule" not in values:
         v = values.get("virtual_stages", 1)
         return {**values, "schedule": default_name(v)} if isinstance(v, int) else values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from glasscluster.strategies.layout.judged import Judged, bytes_row
 from glasscluster.strategies.layout.units import TIED
 from glasscluster.strategies.pipeline.pipeline_parallel import predict_traffic
 from glasscluster.strategies.pipeline.schedules import gpipe, predict_live
+from glasscluster.strategies.pipeline.schedules.own import is_own
 
 if TYPE_CHECKING:
     from glasscluster.strategies.plan import Plan
@@ -67,7 +69,12 @@ def _in_flight(run: Judged) -> list[Row]:
     plan, graph, results = run.plan, run.graph, run.results
     if graph is None or results is None:
         return []
-    live = predict_live(plan.schedule, plan.pp, plan.micro_batches, plan.virtual_stages)
+    live: Sequence[int | None]
+    if is_own(plan.schedule):
+        live, source = plan.pipeline.validate().peak_live, "counted along the list in the file"
+    else:
+        live = predict_live(plan.schedule, plan.pp, plan.micro_batches, plan.virtual_stages)
+        source = "Eq 22"
     replicas = plan.data_ranks * plan.tp
     # else a chunk is live until its W, and the graph has no chunks
     whole = plan.schedule in ("gpipe", "1f1b", "eager-1f1b")
@@ -80,7 +87,7 @@ def _in_flight(run: Judged) -> list[Row]:
         else:
             name = Said(f"{unit} in flight, pipeline rank {r}", f"流水线 rank {r} 上在途的微批次分块")
         counted = max(graph.in_flight(i) if whole else results[i].in_flight for i in ranks)
-        rows.append(Row(f"in_flight_{r}", name, live[r], counted, "Eq 22", unit=unit))
+        rows.append(Row(f"in_flight_{r}", name, live[r], counted, source, unit=unit))
     return rows
 
 

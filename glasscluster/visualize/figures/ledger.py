@@ -4,6 +4,7 @@ empty cell means unknown, never zero.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.rows import FAILED, HELD, NOT_APPLICABLE, Row
@@ -22,12 +23,14 @@ GOOD, BAD, QUIET = "#0072B2", "#a32a00", "#52606d"
 
 
 def number(value: float | None) -> str:
-    """Write a number as the ledger shows it: whole numbers in full, others to nine digits."""
+    """Write a number as the ledger shows it: whole numbers in full, others to nine digits, without powers of
+    ten where they are large.
+    """
     if value is None:
         return ""
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
-    return f"{value:.9g}"
+    return f"{value:,.0f}" if 1e9 <= abs(value) < math.inf else f"{value:.9g}"
 
 
 def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:

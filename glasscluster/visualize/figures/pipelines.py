@@ -109,15 +109,17 @@ def _alike(actions: Sequence[Any]) -> list[list[Any]]:
     return groups
 
 
-def comparison_figure(runs: Sequence[ScheduleRun], lang: str = "en", hardware: str = "") -> Figure:
+def comparison_figure(
+    runs: Sequence[ScheduleRun], lang: str = "en", hardware: str = "", axis: str | None = None
+) -> Figure:
     """Draw one to six schedules below each other, all starting at time 0: F, and B or its two halves I and W,
-    each with its micro-batch.
+    each with its micro-batch. `axis` is the time axis's title where times are not seconds.
     """
     import plotly.graph_objects as go
 
     runs = list(runs)[:MOST]
     longest = max(r.end for r in runs)
-    factor, unit = time_unit(longest)
+    factor, unit = time_unit(longest) if axis is None else (1.0, "")
     traces: dict[tuple[str, int], list[tuple[float, Bar]]] = {}
     ticks, labels, notes, top = [], [], [], 0.0
     for run in runs:
@@ -142,7 +144,7 @@ def comparison_figure(runs: Sequence[ScheduleRun], lang: str = "en", hardware: s
     for kind, chunk in sorted(traces, key=lambda k: (k[1], list(KINDS).index(k[0]))):
         figure.add_trace(_trace(go, kind, chunk, traces[kind, chunk], factor, unit, lang))
     figure.update_layout(**plain_layout(ROW * top + 150, left=84, right=16, top=6, bottom=118, size=15))
-    title = f"{word('virtual_time', lang)} ({unit})" + (f" · {hardware}" if hardware else "")
+    title = axis or f"{word('virtual_time', lang)} ({unit})" + (f" · {hardware}" if hardware else "")
     figure.update_layout(
         barmode="overlay",
         bargap=0,
@@ -252,14 +254,16 @@ def held(bars: Sequence[Bar], rank: int) -> tuple[list[float], list[int]]:
     return times, counts
 
 
-def staircase_figure(runs: Sequence[ScheduleRun], lang: str = "en", hardware: str = "") -> Figure:
+def staircase_figure(
+    runs: Sequence[ScheduleRun], lang: str = "en", hardware: str = "", axis: str | None = None
+) -> Figure:
     """Draw how many micro-batches' activations each rank holds over time: a panel for each schedule, a line
-    for each rank, and one scale for all.
+    for each rank, and one scale for all. `axis` is the time axis's title where times are not seconds.
     """
     import plotly.graph_objects as go
 
     longest = max(r.end for r in runs)
-    factor, unit = time_unit(longest)
+    factor, unit = time_unit(longest) if axis is None else (1.0, "")
     figure, notes, most = go.Figure(), [], 0
     for i, run in enumerate(runs):
         number = "" if i == 0 else str(i + 1)
@@ -286,7 +290,7 @@ def staircase_figure(runs: Sequence[ScheduleRun], lang: str = "en", hardware: st
                     hovertemplate=f"{word('rank', lang)} {rank}<br>%{{x:.4g}} {unit}: %{{y}}<extra></extra>",
                 )
             )
-        title = f"{word('virtual_time', lang)} ({unit})" + (f" · {hardware}" if hardware else "")
+        title = axis or f"{word('virtual_time', lang)} ({unit})" + (f" · {hardware}" if hardware else "")
         figure.update_layout(
             {
                 f"xaxis{number}": {

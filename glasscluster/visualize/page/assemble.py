@@ -165,7 +165,7 @@ def render(report: Report) -> str:
         papers=cited_papers(report),
         counts=tally(report.all_checks()).said,
         total=len(report.all_checks()),
-        tabs=TABS,
+        tabs=TABS if chapters or report.checks else TABS[:1],  # nothing ran: there is only what is told
         verdict=report.verdict(),
         hardware=hardware,
         backend=first.backend if first else "",

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.breakdown import PAPERS, PAPERS_DEFINITIONS, entry_of
+from glasscluster.base.quantities import written_time
 from glasscluster.base.rows import tally
 from glasscluster.base.text import Said
 from glasscluster.sim.recording.packed import pack_graph
@@ -144,11 +145,10 @@ def _curves(peaks: list[tuple[int, dict[str, int]]]) -> list[int]:
 # ---- what the template shows -------------------------------------------------------------------------------
 def _summary(timeline: Timeline, model_flops: float, causal_flops: float | None) -> list[tuple[str, str]]:
     """Word key and value of the line under a timeline."""
-    factor, unit = time_unit(timeline.makespan)
     said = timeline.summary(model_flops, causal_flops)
     rows = [
-        ("table_step", f"{said['makespan_s'] * factor:.4g} {unit}"),
-        ("table_exposed", f"{said['exposed_comm_s'] * factor:.4g} {unit}"),
+        ("table_step", written_time(said["makespan_s"])),
+        ("table_exposed", written_time(said["exposed_comm_s"])),
     ]
     rows += [(f"table_{key}", f"{said[key]:.1%}") for key in PAPERS if said[key] is not None]
     if model_flops:

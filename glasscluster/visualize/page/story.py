@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.breakdown import PAPERS, listed
+from glasscluster.base.quantities import written_bytes, written_time
 from glasscluster.base.rows import tally
 from glasscluster.base.text import LANGUAGES, Said
 from glasscluster.visualize.page.report import StoryStep
@@ -35,7 +36,7 @@ def story_of(run: Run, timeline: Timeline) -> Iterator[StoryStep]:
     yield step(
         "told_time",
         "tab=timeline",
-        step=said["makespan_s"] * 1e3,
+        step=written_time(said["makespan_s"]),
         hardware=timeline.hardware.name,
         rank=timeline.last_rank(),
         entries=listed(said["breakdown_s"]),
@@ -45,10 +46,10 @@ def story_of(run: Run, timeline: Timeline) -> Iterator[StoryStep]:
         shares = {"bubble": said["bubble_fraction"], "over": said["bubble_over_ideal"]}
         yield step("told_papers", "tab=timeline", name=name, meaning=meaning, **shares)
     peaks = [total for total, _ in run.peak_memory()]
-    yield step("told_memory", "tab=memory", peak=max(peaks) / 1e6)
+    yield step("told_memory", "tab=memory", peak=written_bytes(max(peaks)))
     sent = run.graph.bytes_sent()
     if sum(sent):
-        yield step("told_bytes", "tab=network", sent=max(sent) / 1e6)
+        yield step("told_bytes", "tab=network", sent=written_bytes(max(sent)))
     if run.checks:
         counts = tally(run.checks).said
         yield StoryStep(Said(f"Checks: {counts.en}.", f"检查：{counts.zh}。"), "tab=ledger")

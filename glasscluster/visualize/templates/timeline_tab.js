@@ -510,9 +510,9 @@ const GlassTimelineTab = function (page) {
       });
     }),
   );
-  document
+  document // a page without a run has no sliders
     .getElementById("whatif-reset")
-    .addEventListener("click", () => page.go(Object.assign({}, DEFAULTS)));
+    ?.addEventListener("click", () => page.go(Object.assign({}, DEFAULTS)));
 
   // ---- the data behind it
   async function table(id) {

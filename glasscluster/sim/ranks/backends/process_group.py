@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from glasscluster.base.errors import GlassError, MessageLost, RankDied, RankStalled
 from glasscluster.sim.ranks.agreement import Call, StoreCalls
-from glasscluster.sim.ranks.deadlock import Wait, source_line
+from glasscluster.sim.ranks.deadlock import Wait, waiting_line
 from glasscluster.sim.ranks.wire import Ticket, Wire
 
 _LIBRARY_OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
@@ -132,7 +132,8 @@ class GroupWire(Wire):
         """Return a named error of ours for an error of the library."""
         names: dict[str, Any] = {"rank": self.rank, "operation": ticket.what, "peer": ticket.peer}
         nbytes = ticket.tensor.numel() * ticket.tensor.element_size() if ticket.tensor is not None else 0
-        wait = Wait(self.rank, ticket.kind, ticket.peer, ticket.what, nbytes, source_line(sys._getframe()))
+        line = waiting_line(ticket.line, sys._getframe())
+        wait = Wait(self.rank, ticket.kind, ticket.peer, ticket.what, nbytes, line)
         text = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         if "imed out" in text or "timeout" in text.lower():
             error: GlassError = RankStalled(f"{wait}: nothing happened for {self.timeout_s:g} s", **names)

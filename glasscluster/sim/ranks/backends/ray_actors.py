@@ -19,6 +19,7 @@ from glasscluster.base.errors import BackendUnavailable, GlassError, InputError,
 from glasscluster.sim.ranks.backends.meeting_point import MeetingPoint, open_meeting_point
 from glasscluster.sim.ranks.backends.process_group import lost_message, make_wire, one_thread
 from glasscluster.sim.ranks.backends.ray_session import Session, loaded
+from glasscluster.sim.ranks.collectives.registry import registered_elsewhere, take
 from glasscluster.sim.ranks.deadlock import describe_deadlock
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 
@@ -79,7 +80,8 @@ class _Rank:
         """Run the program as this rank."""
         from ray import cloudpickle
 
-        program, args = cloudpickle.loads(blob)
+        program, args, algorithms = cloudpickle.loads(blob)
+        take(algorithms)
         return run_rank(self.wire, program, args, record, capacity)
 
 
@@ -229,19 +231,22 @@ def _import_ray() -> Any:
 
 
 def _pickle(program: Callable[..., Any], args: tuple) -> bytes:
-    """Serialise a program by value where it is no part of this package: actors cannot import a script or a
-    test.
+    """Serialise a program, and the collectives that were registered for it; by value where they are no part
+    of this package: actors cannot import a script or a test.
     """
     from ray import cloudpickle
 
-    module = sys.modules.get(getattr(program, "__module__", ""), None)
-    by_value = module is not None and module.__name__.split(".")[0] not in ("glasscluster", "__main__")
-    if by_value:
+    algorithms = registered_elsewhere()
+    functions = [program, *(steps for _, _, steps in algorithms)]
+    named = {getattr(function, "__module__", "") for function in functions}
+    modules = [sys.modules[name] for name in named if name in sys.modules]
+    by_value = [m for m in modules if m.__name__.split(".")[0] not in ("glasscluster", "__main__")]
+    for module in by_value:
         cloudpickle.register_pickle_by_value(module)
     try:
-        return cloudpickle.dumps((program, args))
+        return cloudpickle.dumps((program, args, algorithms))
     finally:
-        if by_value:
+        for module in by_value:
             cloudpickle.unregister_pickle_by_value(module)
 
 

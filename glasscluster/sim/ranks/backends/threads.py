@@ -37,7 +37,7 @@ from glasscluster.base.errors import (
     RankStalled,
 )
 from glasscluster.sim.ranks.agreement import Call, Calls
-from glasscluster.sim.ranks.deadlock import Wait, describe_deadlock, source_line
+from glasscluster.sim.ranks.deadlock import Wait, describe_deadlock, source_line, waiting_line
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 from glasscluster.sim.ranks.wire import TAGS_PER_GROUP, Ticket, Wire
 
@@ -204,7 +204,7 @@ class Scheduler:
         for rank in range(self.size):
             if self.state[rank] == BLOCKED:
                 ticket = next(t for t in self.waiting[rank] if not t.done)
-                line = source_line(frames.get(self.threads[rank].ident or -1))
+                line = waiting_line(ticket.line, frames.get(self.threads[rank].ident or -1))
                 waits.append(
                     Wait(
                         rank,

@@ -50,6 +50,7 @@ ALGORITHMS: dict[str, dict[str, Callable | None]] = {
 THEORY: dict[str, Callable[..., Theory]] = {}
 # The algorithm of an operation that the chosen one does not have; for every other operation it is the ring.
 DEFAULTS = {"scatter": "direct", "gather": "direct", "all_to_all": "direct", "barrier": "dissemination"}
+FILE_MODULE = "glasscluster_algorithm_"  # what the module of a file is called, before the file's name
 _LOADED: set[str] = set()  # files
 _LOADING = Lock()  # ranks may be threads
 
@@ -70,12 +71,11 @@ def collective(operation: str, name: str) -> Callable[[Callable], Callable]:
         A decorator that returns the function unchanged.
 
     Raises:
-        InputError: for an unknown operation.
+        InputError: for an unknown operation, a name that is taken, or a function that cannot be called so.
 
     Example:
         >>> import torch
-        >>> from glasscluster import Cluster
-        >>> from glasscluster.sim.ranks.collectives.registry import collective
+        >>> from glasscluster import Cluster, collective
         >>> @collective("all_reduce", "all-to-all-peers")
         ... def everybody_sends_everything(work, x, op="sum"):
         ...     n, rank, own = work.comm.size, work.comm.rank, x.clone()
@@ -96,12 +96,39 @@ def collective(operation: str, name: str) -> Callable[[Callable], Callable]:
         raise InputError("algorithm", name, f"{operation} has an algorithm of this name: choose another name")
 
     def register(steps: Callable) -> Callable:
+        _check_parameters(operation, name, steps)
         ALGORITHMS[operation][name] = steps
         if operation == "all_reduce":
             ALGORITHMS["barrier"].setdefault(name, steps)
         return steps
 
     return register
+
+
+TAKES: dict[
+    str, dict[str, Any]
+] = {  # what a communicator gives to the algorithms of an operation, beside the work and the buffer
+    "all_reduce": {"op": "sum"},
+    "reduce_scatter": {"op": "sum"},
+    "reduce": {"op": "sum", "dst": 0},
+    "broadcast": {"src": 0},
+    "scatter": {"src": 0},
+    "gather": {"dst": 0},
+    "all_to_all": {"out": None, "sends": None, "receives": None},
+}
+
+
+def _check_parameters(operation: str, name: str, steps: Callable) -> None:
+    """Refuse a function that cannot be called as the operation calls it, naming its line."""
+    takes = TAKES.get(operation, {})
+    try:
+        signature(steps).bind(None, None, **takes)
+    except TypeError as problem:
+        code = getattr(steps, "__code__", None)
+        place = f"{Path(code.co_filename).name}:{code.co_firstlineno}: " if code is not None else ""
+        call = ", ".join(["work", "x", *(f"{k}={v!r}" for k, v in takes.items())])
+        rule = f"{place}{operation} calls it as {getattr(steps, '__name__', name)}({call}), but: {problem}"
+        raise InputError("algorithm", name, rule) from None
 
 
 def theory_of(name: str) -> Callable[[Callable[..., Theory]], Callable[..., Theory]]:
@@ -159,6 +186,25 @@ def load(algorithm: str) -> str:
     return name
 
 
+def registered_elsewhere() -> list[tuple[str, str, Callable]]:
+    """Operation, name and function of every algorithm that a program registered by itself: it is no part of
+    this package, and no file that `load` reads on every rank.
+    """
+    here = (__name__.split(".")[0] + ".", FILE_MODULE)
+    return [
+        (operation, name, steps)
+        for operation, known in ALGORITHMS.items()
+        for name, steps in known.items()
+        if steps is not None and not str(steps.__module__).startswith(here)
+    ]
+
+
+def take(algorithms: list[tuple[str, str, Callable]]) -> None:
+    """Register what another process has registered, in the place of an older one of the same name."""
+    for operation, name, steps in algorithms:
+        ALGORITHMS[operation][name] = steps
+
+
 def _stands_in(steps: Callable | None, path: Path) -> bool:
     """Whether the steps of an algorithm are written in this file."""
     code = getattr(steps, "__code__", None)
@@ -167,7 +213,7 @@ def _stands_in(steps: Callable | None, path: Path) -> bool:
 
 def _run(path: Path, algorithm: str) -> None:
     """Run a file that registers algorithms. If it fails, nothing that it registered remains."""
-    spec = importlib.util.spec_from_file_location(f"glasscluster_algorithm_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{FILE_MODULE}{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     before = {operation: dict(known) for operation, known in ALGORITHMS.items()}

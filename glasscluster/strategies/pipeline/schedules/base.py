@@ -18,7 +18,7 @@ the replay of a run they can be.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, pairwise
 from typing import NamedTuple
@@ -89,6 +89,21 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where a schedule was read: its file, and the place of every action, for messages.
+
+    Attributes:
+        file: what it is called.
+        lines: for each rank where its list stands, such as `line 2`.
+        places: `places[r][k]` is where action k of rank r stands, such as `line 2, token 5`.
+    """
+
+    file: str
+    lines: tuple[str, ...]
+    places: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class Schedule:
     """What each pipeline rank does, in order.
 
@@ -101,6 +116,7 @@ class Schedule:
         ranks: `ranks[r]` is the list of rank r's actions.
         placement: the rank of each stage; by default stage s lies on rank s mod p.
         together: forwards that share their slot with the backward behind them.
+        source: where it was read; None for a schedule that was made.
 
     Example:
         >>> from glasscluster.strategies.pipeline.schedules import make_schedule
@@ -118,6 +134,7 @@ class Schedule:
     ranks: list[list[Action]]
     placement: tuple[int, ...] = ()
     together: frozenset[Action] = frozenset()
+    source: Source | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.placement:
@@ -274,13 +291,12 @@ class Schedule:
             for place, action in enumerate(actions):
                 stage, kind, i = action
                 if kind not in KINDS or not 0 <= stage < self.stages or not 0 <= i < self.micro_batches:
-                    self._refuse(f"rank {rank} has {action}, which is out of range")
+                    self._refuse(f"rank {rank} has {action}, which is out of range", rank, place)
                 if self.placement[stage] != rank:
-                    self._refuse(
-                        f"rank {rank} runs {action}, but stage {stage} lies on rank {self.placement[stage]}"
-                    )
+                    lies = f"but stage {stage} lies on rank {self.placement[stage]}"
+                    self._refuse(f"rank {rank} runs {action}, {lies}", rank, place)
                 if action in seen:
-                    self._refuse(f"rank {rank} has {action} twice")
+                    self._refuse(f"rank {rank} has {action} twice", rank, place)
                 seen[action] = place
         for stage in range(self.stages):
             for i in range(self.micro_batches):
@@ -288,28 +304,34 @@ class Schedule:
         for rank in range(len(self.ranks)):
             for slot in self.slots(rank):
                 if len(slot) == 2 and (slot[0].kind != "F" or slot[1].kind not in "BI"):
-                    self._refuse(
-                        f"rank {rank} overlaps {slot[0]} and {slot[1]}: only a forward with a backward"
-                    )
+                    rule = f"rank {rank} overlaps {slot[0]} and {slot[1]}: only a forward with a backward"
+                    self._refuse(rule, rank, seen[slot[0]])
 
     def _complete_one(self, stage: int, i: int, seen: dict[Action, int]) -> None:
         f, b, first, w = (Action(stage, k, i) for k in KINDS)
         rank = self.placement[stage]
         if b in seen and (first in seen or w in seen):
-            self._refuse(
-                f"rank {rank} has {b} and {first if first in seen else w}: a backward is whole or in two "
-                f"parts"
-            )
+            part = first if first in seen else w
+            rule = f"rank {rank} has {b} and {part}: a backward is whole or in two parts"
+            self._refuse(rule, rank, seen[part])
         order = [f, b] if b in seen or (first not in seen and w not in seen) else [f, first, w]
         for action in order:
             if action not in seen:
-                self._refuse(f"rank {rank} misses {action}")
+                self._refuse(f"rank {rank} misses {action}", rank)
         for before, after in pairwise(order):
             if seen[before] > seen[after]:
-                self._refuse(f"rank {rank} runs {after} before {before}")
+                self._refuse(f"rank {rank} runs {after} before {before}", rank, seen[after])
 
-    def _refuse(self, rule: str) -> None:
-        raise InputError("schedule", self.name, rule)
+    def _refuse(self, rule: str, rank: int, place: int | None = None) -> None:
+        """Raise an InputError about a rank's list, or about the action at a place of it."""
+        raise InputError("schedule", self.name, rule + self._written_at(rank, place))
+
+    def _written_at(self, rank: int, place: int | None) -> str:
+        """In which line, and at which token of it, a rank or one of its actions was read."""
+        if self.source is None:
+            return ""
+        here = self.source.lines[rank] if place is None else self.source.places[rank][place]
+        return f" ({self.source.file}, {here})"
 
     def _costs(self, *given: float | Sequence[float]) -> Callable[[Action], float]:
         f, b, w = (list(c) if isinstance(c, Sequence) else [c] * self.stages for c in given)
@@ -368,8 +390,9 @@ class Schedule:
         cycle = path[path.index(rank) :]
         said = "; ".join(f"rank {r} waits in {a} for {n}" for r, (a, n) in waits.items())
         names = " → ".join(f"rank {r} ({waits[r][0]})" for r in [*cycle, rank])
+        stand = "".join(self._written_at(r, self.ranks[r].index(waits[r][0])) for r in cycle)
         raise Deadlock(
-            f"schedule {self.name} deadlocks: {said}; cycle {names}",
+            f"schedule {self.name} deadlocks: {said}; cycle {names}{stand}",
             rank=rank,
             operation=str(waits[rank][0]),
             cycle=cycle,
