@@ -28,13 +28,15 @@ PLOTLY = "plotly-basic-4.1.1.min.js"
 # page, so the tests run them under node.
 ENGINE: tuple[str, ...] = ("packed.js", "order.js", "graph.js", "hardware.js", "cost.js", "critical_path.js")
 ENGINE += ("idle.js", "bars.js", "timeline.js", "replay.js", "trace.js", "bar_arrays.js")
-SCRIPTS = (*ENGINE, "canvas.js", "timeline_tab.js", "report.js")
+SCRIPTS: tuple[str, ...] = (*ENGINE, "canvas.js", "timeline_tab.js")
+SCRIPTS += ("roving.js", "figures.js", "presentation.js", "report.js")
 PAGE_WORDS: tuple[str, ...] = ("show_table", "hide_table", "table_cut", "you_said", "not_a_number", "drawn")
 PAGE_WORDS += ("follows", "whatif_idle", "whatif_says", "whatif_shared")
 PAGE_WORDS += ("rank", "opt", "to_rank", "launched", "from_to", "length", "axis", "cause", "events")
 PAGE_WORDS += ("messages_of", "forward", "backward", "weight", "recompute", "optimizer", "other")
 PAGE_WORDS += ("collective", "p2p", "host", "bubble")
 PAGE_WORDS += ("communication", "dependency", "warm-up", "drain")
+PAGE_WORDS += ("figure_tools", "stage_label", "slide_back", "slide_on", "slide_end", "download")
 TABS = ("story", "timeline", "memory", "network", "ledger", "checks")
 
 
