@@ -370,6 +370,11 @@ CATALOGUE: dict[str, Said] = {
         "Each card is a run of real strategies on simulated GPUs, checked and counted. Predict first.",
         "每张卡片都是在模拟 GPU 上真实运行、核对并计数的一次实验。先预测，再看答案。",
     ),
+    "gallery_topics": Said("By topic", "按主题"),
+    "gallery_questions": Said("By interview question", "按面试题"),
+    "search": Said("Search lessons and questions", "搜索课程与问题"),
+    "show_answers": Said("show what came out", "显示实验结果"),
+    "found_lessons": Said("lessons", "节课"),
     "all_topics": Said("all", "全部"),
     "glossary": Said("Glossary", "术语表"),
     # a run's own story

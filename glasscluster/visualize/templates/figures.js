@@ -66,7 +66,8 @@ const GlassFigures = function (page) {
      bars stay, or thin bars would be nothing else. */
   function grow(part) {
     for (const [key, value] of Object.entries(part)) {
-      if ((key === "ax" || key === "ay") && (part[key + "ref"] || "pixel") === "pixel") part[key] = TYPE * value;
+      const tail = (key === "ax" || key === "ay") && (part[key + "ref"] || "pixel") === "pixel";
+      if (tail) part[key] = TYPE * value;
       if (LENGTHS.includes(key) && typeof value === "number") part[key] = TYPE * value;
       if (value === null || typeof value !== "object") continue;
       if (Array.isArray(value) && typeof value[0] !== "object") continue;
@@ -160,7 +161,8 @@ const GlassFigures = function (page) {
       );
       if (over < 1) return;
       const [low, high] = axis.range;
-      change[axis._name + ".range"] = [low, low + ((high - low) * axis._length) / (axis._length - 1.2 * over - 12)];
+      const longer = axis._length / (axis._length - 1.2 * over - 12);
+      change[axis._name + ".range"] = [low, low + (high - low) * longer];
     });
   }
 
@@ -199,9 +201,10 @@ const GlassFigures = function (page) {
   function watch(scroller) {
     const tell = () => {
       const rest = scroller.scrollWidth - scroller.clientWidth;
-      const left = scroller.scrollLeft > 2 ? "left " : "";
-      scroller.parentElement.dataset.more = rest < 3 ? "" : left + (scroller.scrollLeft < rest - 2 ? "right" : "");
-      scroller.parentElement.toggleAttribute("data-scrolls", rest >= 3);
+      const left = rest > 2 && scroller.scrollLeft > 2 ? "left " : "";
+      const right = rest > 2 && scroller.scrollLeft < rest - 2 ? "right" : "";
+      scroller.parentElement.dataset.more = left + right;
+      scroller.parentElement.toggleAttribute("data-scrolls", rest > 2);
     };
     scroller.addEventListener("scroll", tell, { passive: true });
     const observer = new ResizeObserver(tell);

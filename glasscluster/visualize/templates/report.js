@@ -210,7 +210,7 @@
     .getElementById("language")
     .addEventListener("click", () => go({ lang: state.lang === "en" ? "zh" : "en" }));
   const does = {
-    whole: (f) => (f.dataset.fig in data.views ? timeline.press(f.dataset.fig, "0") : figures.draw(f.dataset.fig)),
+    whole: ({ dataset: { fig } }) => (fig in data.views ? timeline.press(fig, "0") : figures.draw(fig)),
     save: figures.save,
     present: presentation.enter,
   };
