@@ -77,6 +77,15 @@ CATALOGUE: dict[str, Said] = {
         "pixel.",
         "共 {events} 个事件、{blocks} 个条；视野内逐个绘出 {single} 个，{binned} 个按每像素 {pixel} 合并。",
     ),
+    "still_note": Said(
+        "Rest the pointer on a bar to see what it is; timeline.show() opens the figure that zooms.",
+        "把指针停在条上可查看说明；timeline.show() 打开可缩放的图。",
+    ),
+    "still_binned": Said(
+        "{events} events; bars narrower than a pixel are summed, the paler the less busy. "
+        "timeline.show() opens the figure that zooms.",
+        "共 {events} 个事件；窄于一个像素的条已合并，颜色越浅越空闲。timeline.show() 打开可缩放的图。",
+    ),
     "table_cut": Said(
         "The first {shown} of {all} bars; trace.json has everything.",
         "前 {shown} 个，共 {all} 个条；完整数据见 trace.json。",

@@ -66,7 +66,7 @@ def timeline_figure(timeline: Timeline, lang: str = "en", title: str | None = No
 
     factor, unit = time_unit(timeline.makespan)
     bars = [*compute_bars(timeline, lang, factor, unit), *communication_bars(timeline, lang, factor, unit)]
-    idle = _idle(timeline, lang, factor, unit)
+    idle = idle_bars(timeline, lang, factor, unit)
     shown, note = _legible(bars, timeline, lang, factor, unit)
     idle, _unused = _legible(idle, timeline, lang, factor, unit)
     figure = go.Figure()
@@ -153,7 +153,7 @@ def communication_bars(timeline: Timeline, lang: str, factor: float, unit: str) 
         yield Bar(kind, centre, height * 0.94, work["start"], work["end"], "", hover, work["critical"])
 
 
-def _idle(timeline: Timeline, lang: str, factor: float, unit: str) -> list[Bar]:
+def idle_bars(timeline: Timeline, lang: str, factor: float, unit: str) -> list[Bar]:
     bars = []
     for gap in timeline.all_gaps:
         if gap.length <= 0:
