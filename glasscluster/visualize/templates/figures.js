@@ -58,7 +58,8 @@ const GlassFigures = function (page) {
     Object.keys(layout)
       .filter((key) => /^[xy]axis\d*$/.test(key))
       .forEach((key) => {
-        layout[key].automargin = true;
+        const off = { ticks: "outside", ticklen: 8, tickcolor: "rgba(0,0,0,0)" }; // numbers off the plot
+        layout[key] = Object.assign({}, layout[key].ticks ? {} : off, layout[key], { automargin: true });
       });
   }
 
