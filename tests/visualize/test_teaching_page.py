@@ -8,9 +8,11 @@ import pytest
 from helpers import until
 from programs import pipeline_of_spans
 
+from glasscluster.base.rows import Row
 from glasscluster.base.text import Said
 from glasscluster.sim.run import Cluster
 from glasscluster.visualize.figures import plots
+from glasscluster.visualize.figures.experts import Load, expert_load_figure
 from glasscluster.visualize.figures.memory import StateBook, memory_by_strategy
 from glasscluster.visualize.page import assemble, report
 from glasscluster.visualize.words import CATALOGUE
@@ -44,18 +46,36 @@ def sixteen_strategies(lang):
 @pytest.fixture(scope="module")
 def lesson(tmp_path_factory):
     said = Said("A question?", "一个问题？")
+    rows = [
+        Row(
+            f"row_{i}",
+            Said(f"largest difference of output {i} from torch's", f"输出 {i} 与 torch 的最大差异"),
+            1,
+            1,
+            "",
+        )
+        for i in range(30)
+    ]
     chapters = []
     for schedule in ("gpipe", "1f1b"):
         run = Cluster("classroom", 4, "dry", memory_bytes=None).run(pipeline_of_spans, 8, schedule)
         title = Said(f"Run {schedule}", f"运行 {schedule}")
-        chapters.append(report.Chapter(schedule, title, run, {"classroom": run.timeline}, [], said))
+        chapters.append(report.Chapter(schedule, title, run, {"classroom": run.timeline}, rows, said))
     curves = {
         "this GPT, as recorded": ([1, 2, 4, 8], [80, 60, 40, 20]),
         "ideal": ([1, 2, 4, 8], [70, 50, 30, 9]),
     }
+    grown = {"textbook": ([256, 512, 2048], [3e5, 1.2e6, 2e7]), "tiled": ([256, 512, 2048], [9e4, 3e5, 4e6])}
+    shared = ("Asked evenly", "A hot expert", "Hot, places limited")
+    loads = [Load(name, [512] * 8, [500] * 8, 640) for name in shared]
     figures = [
         (Said("The bubble", "气泡"), lambda lang: plots.lines(curves, "micro-batches m", "bubble (%)")),
         (Said("The peak", "峰值"), sixteen_strategies),
+        (
+            Said("Elements moved", "搬运的元素"),
+            lambda lang: plots.lines(grown, "N", "elements", log_x=True, log_y=True),
+        ),
+        (Said("Rows for each expert", "各专家的行数"), lambda lang: expert_load_figure(loads, lang)),
     ]
     finding = Said("35.4% of the GPUs' time is bubble.", "GPU 时间的 35.4% 是气泡。")
     taught = report.LessonPage(
