@@ -1,4 +1,4 @@
-"""A timeline in a notebook: a small picture that is true to the recording; `show` says where its figure is."""
+"""A timeline in a notebook is a small picture, true to the recording; `show` says where the figure is."""
 
 from __future__ import annotations
 

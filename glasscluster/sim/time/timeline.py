@@ -561,6 +561,15 @@ class Timeline:
         Args:
             path: the file to write; by default one in a new temporary folder.
             **options: as in `figure`.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from tempfile import TemporaryDirectory
+            >>> from glasscluster import Cluster
+            >>> timeline = Cluster("classroom", gpus=2).run(lambda gpu: gpu.comm.barrier()).timeline
+            >>> with TemporaryDirectory() as folder:
+            ...     timeline.show(Path(folder) / "barrier.html")
+            timeline: ...barrier.html
         """
         renderer("show")(self.figure(**options), "timeline", path)
 

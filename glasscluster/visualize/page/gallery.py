@@ -12,7 +12,8 @@ from glasscluster.base.text import Said
 from glasscluster.visualize.page.assemble import script_hash
 from glasscluster.visualize.words import CATALOGUE, GLOSSARY
 
-VIEWS = ("topics", "questions")  # a card each, with its picture; a line each, with the questions that follow
+# a card each with its picture; a line each with the questions that follow
+VIEWS = {"topics": "gallery_topics", "questions": "gallery_questions"}
 
 
 @dataclass(frozen=True)

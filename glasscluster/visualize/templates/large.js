@@ -75,7 +75,7 @@ const GlassLarge = (function () {
     const headings = of((a) => a.xref === "paper");
     if (touching(headings.map(([g]) => g)) || headings.some(([g]) => right(g) > innerWidth)) {
       headings.forEach(([, i]) => {
-        change["annotations[" + i + "].text"] = annotations[i].text.replace(/\s+(?=\()/, "<br>");
+        change["annotations[" + i + "].text"] = annotations[i].text.replace(/\s+(?=[(（])/, "<br>");
       });
       change["margin.t"] = _size.t + 1.4 * LEAST;
     }
@@ -141,8 +141,8 @@ const GlassLarge = (function () {
     return headed ? Math.abs(yaxis.range[1] - yaxis.range[0]) : 0;
   }
 
-  /* Of tick labels that are given by hand, keep those that have room; on a logarithmic axis plotly writes
-     small digits between the powers of ten, in place of which 1, 2 and 5 of each power are written in full. */
+  /* Of tick labels that are given by hand, keep those that have room. On a logarithmic axis plotly writes
+     small digits between the powers of ten; here 1, 2 and 5 of each power are written in full. */
   function thin(layout, change) {
     Object.entries(layout)
       .filter(isAxis)
