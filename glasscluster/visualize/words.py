@@ -262,7 +262,7 @@ CATALOGUE: dict[str, Said] = {
     "save_png": Said("PNG", "PNG 图片"),
     "present": Said("Present (p)", "演示 (p)"),
     "present_figure": Said("full screen", "全屏"),
-    "slide_keys": Said("← → figure · Esc end", "← → 换图 · Esc 退出"),
+    "slide_keys": Said("← → figure · ↓ more · Esc end", "← → 换图 · ↓ 下方 · Esc 退出"),
     "slide_back": Said("previous figure", "上一张图"),
     "slide_on": Said("next figure", "下一张图"),
     "slide_end": Said("end the presentation", "退出演示"),

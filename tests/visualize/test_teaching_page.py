@@ -196,6 +196,10 @@ def test_every_slide_is_one_figure_whose_text_is_read_from_the_back(visit, lesso
         ]
         assert [t["text"] for t in outside] == [], name
         assert lying_on_each_other(texts) == [], name
+        if scrolls:  # and the slide says so
+            assert slide.get_attribute("data-tall") is not None, name
+            page.keyboard.press("ArrowDown")
+            assert slide.evaluate("(s) => s.scrollTop") > 0
     assert shown[:3] == ["question", "own-0", "own-1"]
     assert "tl-0-0" in shown
     assert "tl-1-0" not in shown  # of the other run

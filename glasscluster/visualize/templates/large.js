@@ -59,7 +59,9 @@ const GlassLarge = (function () {
     delete change.lower;
     if (below > layout._size.b + 1) change["margin.b"] = below;
     const rows = lines(element) * LEAST * 1.4 + layout._size.t + below;
-    if (rows > slide.height) change.height = rows; // the slide scrolls
+    const tall = rows > 1.05 * slide.height; // then the slide scrolls
+    if (tall) change.height = rows;
+    element.closest(".slide").toggleAttribute("data-tall", tall);
     separate(element, change);
     if (Object.keys(change).length) await moduleName.relayout(element, change);
     legible(element);
@@ -96,7 +98,8 @@ const GlassLarge = (function () {
         if (!drawn || axis.title.text.includes("<br>")) return;
         const box = drawn.getBoundingClientRect();
         const across = axis._id[0] === "x";
-        if (across ? box.right <= slide.width && box.left >= 0 : box.height <= axis._length * 1.1) return;
+        const inside = across ? box.right <= slide.width && box.left >= 0 : true;
+        if (inside && (across ? box.width : box.height) <= 1.1 * axis._length) return;
         const { text } = axis.title;
         const gaps = Array.from(text.matchAll(/[ ，（]/g), (gap) => gap.index);
         if (!gaps.length) return;
@@ -131,14 +134,27 @@ const GlassLarge = (function () {
     return Math.max(lowest("[class*=xtick] text"), lowest("[class*=xtitle]")) + room;
   }
 
-  /* How many lines of text a figure needs below each other: one a category, and where a heading stands
-     between the rows of ranks, one a row. */
+  /* How many lines of text a figure needs below each other: one a category, and where headings stand between
+     the rows of ranks, so many that the narrowest gap holds its heading. */
   function lines(element) {
     const { yaxis, annotations } = element._fullLayout;
     if (!yaxis) return 0;
     if (yaxis.type === "category") return yaxis._categories.length;
-    const headed = (annotations || []).some((a) => a.xref === "paper" && a.yref === "y");
-    return headed ? Math.abs(yaxis.range[1] - yaxis.range[0]) : 0;
+    const headings = (annotations || []).filter((a) => a.xref === "paper" && a.yref === "y" && !a.showarrow);
+    if (!headings.length) return 0;
+    const edges = element._fullData
+      .filter((trace) => trace.type === "bar" && trace.orientation === "h")
+      .flatMap(({ y, width }) =>
+        Array.from(y).flatMap((at, i) => {
+          const half = (width && width.length ? width[i] : width || 0.8) / 2;
+          return [at - half, at + half];
+        }),
+      );
+    const gap = headings.reduce(
+      (least, { y }) => edges.reduce((near, edge) => Math.min(near, 2 * Math.abs(edge - y)), least),
+      Infinity,
+    );
+    return (0.7 * Math.abs(yaxis.range[1] - yaxis.range[0])) / Math.max(gap, 0.4);
   }
 
   /* Of tick labels that are given by hand, keep those that have room. On a logarithmic axis plotly writes

@@ -110,6 +110,8 @@ const GlassPresentation = function (page) {
     else if (event.target.tagName === "BUTTON" && event.key === " ") return false;
     else if (!event.shiftKey && NEXT.includes(event.key)) turn(1);
     else if (!event.shiftKey && BACK.includes(event.key)) turn(-1);
+    else if (event.key === "ArrowDown") shown().scrollBy({ top: innerHeight / 2 });
+    else if (event.key === "ArrowUp") shown().scrollBy({ top: -innerHeight / 2 });
     else return false;
     return true;
   }
