@@ -44,7 +44,8 @@ def __getattr__(name: str) -> Any:
 declare(
     {
         "timeline": "glasscluster.visualize.figures.timeline:timeline_figure",
-        "notebook": "glasscluster.visualize.page.assemble:notebook_html",
+        "still": "glasscluster.visualize.figures.still:timeline_still",
+        "show": "glasscluster.visualize.page.show:show",
         "report": "glasscluster.visualize.page.one_run:write_run_report",
     }
 )

@@ -37,12 +37,15 @@ def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Pat
         home = folder / id_
         home.mkdir(exist_ok=True)
         lab.write(home)
-        counts = tally(lab.all_checks)
+        counts, text = tally(lab.all_checks), find_lesson(id_)
         card = GalleryCard(
             id_,
             taught.title,
-            find_lesson(id_).topic,
-            find_lesson(id_).question,
+            text.topic,
+            text.question,
+            text.card.question,
+            tuple(each.question for each in text.card.follow_ups),
+            lab.finding,
             lab.status,
             counts.said,
             _thumbnail(lab, taught.title.en),

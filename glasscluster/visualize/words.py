@@ -102,6 +102,15 @@ CATALOGUE: dict[str, Said] = {
         "pixel.",
         "共 {events} 个事件、{blocks} 个条；视野内逐个绘出 {single} 个，{binned} 个按每像素 {pixel} 合并。",
     ),
+    "still_note": Said(
+        "Rest the pointer on a bar to see what it is; timeline.show() opens the figure that zooms.",
+        "把指针停在条上可查看说明；timeline.show() 打开可缩放的图。",
+    ),
+    "still_binned": Said(
+        "{events} events; bars narrower than a pixel are summed, the paler the less busy. "
+        "timeline.show() opens the figure that zooms.",
+        "共 {events} 个事件；窄于一个像素的条已合并，颜色越浅越空闲。timeline.show() 打开可缩放的图。",
+    ),
     "table_cut": Said(
         "The first {shown} of {all} bars; trace.json has everything.",
         "前 {shown} 个，共 {all} 个条；完整数据见 trace.json。",
@@ -271,6 +280,18 @@ CATALOGUE: dict[str, Said] = {
     "tab_checks": Said("Checks", "检查"),
     "show_table": Said("show table", "显示数据表"),
     "hide_table": Said("hide table", "收起数据表"),
+    # tool bars, presentation mode, narrow screens
+    "figure_tools": Said("Tools of this figure", "这张图的工具"),
+    "whole_figure": Said("reset view", "恢复全图"),
+    "save_png": Said("PNG", "PNG 图片"),
+    "present": Said("Present (p)", "演示 (p)"),
+    "present_figure": Said("full screen", "全屏"),
+    "slide_keys": Said("← → figure · ↓ more · Esc end", "← → 换图 · ↓ 下方 · Esc 退出"),
+    "slide_back": Said("previous figure", "上一张图"),
+    "slide_on": Said("next figure", "下一张图"),
+    "slide_end": Said("end the presentation", "退出演示"),
+    "sideways": Said("↔ wider than the screen: scroll sideways", "↔ 比屏幕宽：可左右滑动"),
+    "stage_label": Said("Timeline; keys move in it", "时间线，可用键盘操作"),
     "run": Said("Run", "运行"),
     "hardware": Said("Hardware", "硬件"),
     "backend": Said("backend", "后端"),
@@ -320,8 +341,8 @@ CATALOGUE: dict[str, Said] = {
     "own_number": Said("Your own number", "你自己的数字"),
     "see": Said("see it", "查看"),
     "keys": Said(
-        "Keys: ← → pan, + − zoom, 0 all, j k next and previous event",
-        "键盘：← → 平移，+ − 缩放，0 全览，j k 下一个与上一个事件",
+        "Keys: ← → pan, + − zoom, 0 all, j k next and previous event, Esc none, p presentation",
+        "键盘：← → 平移，+ − 缩放，0 全览，j k 下一个与上一个事件，Esc 取消选择，p 演示模式",
     ),
     "quantity": Said("quantity", "量"),
     "predicted": Said("predicted", "公式预测"),
@@ -400,6 +421,11 @@ CATALOGUE: dict[str, Said] = {
         "Each card is a run of real strategies on simulated GPUs, checked and counted. Predict first.",
         "每张卡片都是在模拟 GPU 上真实运行、核对并计数的一次实验。先预测，再看答案。",
     ),
+    "gallery_topics": Said("By topic", "按主题"),
+    "gallery_questions": Said("By interview question", "按面试题"),
+    "search": Said("Search lessons and questions", "搜索课程与问题"),
+    "show_answers": Said("show what came out", "显示实验结果"),
+    "found_lessons": Said("lessons", "节课"),
     "all_topics": Said("all", "全部"),
     "glossary": Said("Glossary", "术语表"),
     # a run's own story

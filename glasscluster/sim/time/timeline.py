@@ -38,6 +38,8 @@ from glasscluster.sim.time.idle import Gap
 from glasscluster.sim.time.memory_history import MemoryCurve, MemoryHistory
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from plotly.graph_objects import Figure
 
 
@@ -610,13 +612,24 @@ class Timeline:
         """
         return renderer("timeline")(self, **options)
 
-    def show(self, **options: Any) -> None:
-        """Open the figure in a browser, or show it in a notebook.
+    def show(self, path: str | Path | None = None, **options: Any) -> None:
+        """Show the figure that zooms: in a notebook's cell, or in a file whose path is printed and which a
+        browser opens if there is a screen.
 
         Args:
+            path: the file to write; by default one in a new temporary folder.
             **options: as in `figure`.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from tempfile import TemporaryDirectory
+            >>> from glasscluster import Cluster
+            >>> timeline = Cluster("classroom", gpus=2).run(lambda gpu: gpu.comm.barrier()).timeline
+            >>> with TemporaryDirectory() as folder:
+            ...     timeline.show(Path(folder) / "barrier.html")
+            timeline: ...barrier.html
         """
-        self.figure(**options).show()
+        renderer("show")(self.figure(**options), "timeline", path)
 
     def _repr_html_(self) -> str:
-        return renderer("notebook")(self.figure())
+        return renderer("still")(self)

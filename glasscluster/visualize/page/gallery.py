@@ -1,4 +1,4 @@
-"""The gallery: one page of cards that opens from disk, with a filter by topic and the glossary."""
+"""The gallery: one page that opens from disk, with the lessons by topic and by interview question."""
 
 from __future__ import annotations
 
@@ -12,19 +12,34 @@ from glasscluster.base.text import Said
 from glasscluster.visualize.page.assemble import script_hash
 from glasscluster.visualize.words import CATALOGUE, GLOSSARY
 
+# a card each with its picture; a line each with the questions that follow
+VIEWS = {"topics": "gallery_topics", "questions": "gallery_questions"}
+
 
 @dataclass(frozen=True)
 class GalleryCard:
-    """A report in the gallery. It shows the question and not the answer. `link` is relative to the index."""
+    """A report in the gallery. `link` is relative to the index.
+
+    The card shows the lesson's question; what came out (`finding`) stays closed until the reader asks.
+    """
 
     id: str
     title: Said
     topic: Said
     question: Said
+    asked: Said  # the interview card's question
+    follow_ups: tuple[Said, ...]
+    finding: Said
     status: Status
     counts: Said  # how many rows held, failed, were not applicable
     thumbnail: str  # SVG made by visualize.thumbnail
     link: str
+
+    @property
+    def words(self) -> str:
+        """What the search looks in: everything but the finding, in both languages and lower case."""
+        said = (self.title, self.topic, self.question, self.asked, *self.follow_ups)
+        return " ".join([self.id, *(text for x in said for text in (x.en, x.zh))]).lower()
 
 
 def write_gallery(cards: list[GalleryCard], folder: Path) -> Path:
@@ -38,10 +53,13 @@ def write_gallery(cards: list[GalleryCard], folder: Path) -> Path:
         lstrip_blocks=True,
     )
     templates = files("glasscluster.visualize") / "templates"
-    script, style = ((templates / name).read_text(encoding="utf-8") for name in ("gallery.js", "report.css"))
+    names = ("roving.js", "gallery.js", "report.css")
+    roving, own, style = ((templates / name).read_text(encoding="utf-8") for name in names)
+    script = f"{roving}\n{own}"
     topics = list(dict.fromkeys((c.topic.en, c.topic.zh) for c in cards))
     text = environment.get_template("gallery.html").render(
         cards=cards,
+        views=VIEWS,
         topics=[Said(*t) for t in topics],
         glossary=GLOSSARY,
         W=CATALOGUE,

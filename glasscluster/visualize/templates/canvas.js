@@ -6,7 +6,7 @@ const GlassCanvas = (function () {
   const COMPUTE = 0.52,
     COMM_TOP = 0.6,
     COMM = 0.3; // lane geometry of a rank, as in timeline.py
-  const FONT = "600 14px system-ui, -apple-system, 'Segoe UI', 'Noto Sans CJK SC', sans-serif";
+  const FONT = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans CJK SC', sans-serif";
 
   /* Top and bottom of every lane in units of ranks; lanes of axes that carried nothing have no height. */
   function lanes(g, bars) {
@@ -86,8 +86,8 @@ const GlassCanvas = (function () {
 
   const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 
-  /* view: {x0, x1 seconds, left, top, width, height of the plot in px, yTop, yBottom in ranks}.
-     Returns how many bars were in view and drawn by themselves. */
+  /* view: {x0, x1 seconds, left, top, width, height of the plot in px, yTop, yBottom in ranks, letters in
+     px}. Returns how many bars were in view and drawn by themselves. */
   function draw(canvas, g, bars, view, palette, hidden, label) {
     const ratio = window.devicePixelRatio || 1;
     const W = Math.max(1, Math.round(view.width)),
@@ -113,7 +113,7 @@ const GlassCanvas = (function () {
       binned = 0;
     const outlined = [];
     ctx.imageSmoothingEnabled = false;
-    ctx.font = FONT;
+    ctx.font = "600 " + view.letters + "px " + FONT;
     ctx.textAlign = "center";
     ctx.textBaseline = "middle";
     for (let lane = 0; lane < spans.length; lane++) {
@@ -155,7 +155,8 @@ const GlassCanvas = (function () {
       for (const i of wide) {
         const [a, b, kind] = [left(i), right(i), bars.kind[i]];
         const edge = bars.axis[i] < 0 && kind < GlassBarArrays.FIRST_IDLE;
-        dress(ctx, { a, b, top, height }, looks[kind], patterns[kind], edge, () => label(i));
+        const box = { a, b, top, height, letters: view.letters };
+        dress(ctx, box, looks[kind], patterns[kind], edge, () => label(i));
         if (bars.critical[i]) outlined.push([a, top, b - a, height]);
       }
     }
@@ -168,7 +169,7 @@ const GlassCanvas = (function () {
   }
 
   /* On a filled bar, where there is room for each: its hatch, a light edge on the left, its label. */
-  function dress(ctx, { a, b, top, height }, look, pattern, edge, label) {
+  function dress(ctx, { a, b, top, height, letters }, look, pattern, edge, label) {
     if (pattern && b - a >= 4) {
       ctx.fillStyle = pattern;
       ctx.fillRect(a, top, b - a, height);
@@ -177,7 +178,7 @@ const GlassCanvas = (function () {
       ctx.fillStyle = "rgba(255,255,255,0.85)";
       ctx.fillRect(a, top, 1, height);
     }
-    const text = height >= 13 && b - a >= 14 ? label() : "";
+    const text = height >= letters - 1 && b - a >= letters ? label() : "";
     if (text && ctx.measureText(text).width + 4 <= b - a) {
       ctx.fillStyle = look.text;
       ctx.fillText(text, (a + b) / 2, top + height / 2 + 1);

@@ -17,7 +17,7 @@
     hw: hardware[0] || "",
   };
   // what these say is only ever parsed, never shown as markup
-  const free = ["guess", "sel", "bw", "lat", "flops", "slow", "faster"];
+  const free = ["guess", "sel", "bw", "lat", "flops", "slow", "faster", "show"];
 
   function read() {
     const fromHash = new URLSearchParams(location.hash.slice(1));
@@ -33,6 +33,7 @@
       if (fromHash.has(name)) state[name] = fromHash.get(name);
       else if (name !== "guess") delete state[name];
     });
+    if (state.show) state.tab = presentation.tabOf(state.show) || state.tab;
   }
 
   let writing = 0;
@@ -43,6 +44,7 @@
     Object.keys(timeline.DEFAULTS).forEach((k) => {
       if (state[k] === timeline.DEFAULTS[k]) delete state[k];
     });
+    if (!state.show) delete state.show;
     clearTimeout(writing); // browsers refuse hundreds of changes of the address a second
     const write = () => history.replaceState(null, "", "#" + new URLSearchParams(state).toString());
     if (often) {
@@ -58,6 +60,8 @@
     root.dataset.lang = state.lang;
     root.lang = state.lang;
     all("[data-tab]").forEach((b) => b.setAttribute("aria-selected", String(b.dataset.tab === state.tab)));
+    stopAt(document.getElementById("tab-" + state.tab));
+    all("[data-says]").forEach((part) => part.setAttribute("aria-label", say(part.dataset.says)));
     all('[role="tabpanel"]').forEach((p) => {
       p.hidden = p.id !== "panel-" + state.tab;
     });
@@ -71,27 +75,37 @@
       v.hidden = v.dataset.run !== state.run || (v.dataset.hw !== undefined && v.dataset.hw !== state.hw);
     });
     if (form && state.guess) judge(state.guess);
+    presentation.apply();
     root.dataset.drawing = "yes";
     clearTimeout(drawing);
-    const first = all("figure[data-fig]").filter(
-      (f) => f.offsetParent !== null && f.dataset.fig in data.views,
-    );
+    const first = inView().filter((f) => f.dataset.fig in data.views);
     Promise.all(first.map((f) => draw(f.dataset.fig))).then(() => {
       clearTimeout(drawing);
       drawing = setTimeout(drawNext, 0);
     });
   }
 
+  /* The figures of the open tab and the chosen run, or the one that is presented. */
+  function inView() {
+    const slide = presentation.shown();
+    if (slide) return slide.dataset.fig ? [slide] : [];
+    return all("figure[data-fig]").filter((f) => f.getClientRects().length > 0);
+  }
+
+  /* What a figure is drawn for: a language and, if it is presented, a size. */
+  const wanted = (id) => state.lang + " " + figures.shape(id);
+
   /* The other figures in view, one a turn, so that the page answers in between. */
   function drawNext() {
-    const next = all("figure[data-fig]").find(
-      (f) =>
-        f.offsetParent !== null && !(f.dataset.fig in data.views) && drawn.get(f.dataset.fig) !== state.lang,
+    const next = inView().find(
+      ({ dataset: { fig } }) => !(fig in data.views) && drawn.get(fig) !== wanted(fig),
     );
     root.dataset.drawing = next ? "yes" : "no";
     if (!next) return;
-    draw(next.dataset.fig);
-    drawing = setTimeout(drawNext, 0);
+    draw(next.dataset.fig).then(() => {
+      clearTimeout(drawing);
+      drawing = setTimeout(drawNext, 0);
+    });
   }
 
   const say = (key, values) =>
@@ -100,30 +114,17 @@
     );
 
   // ---- figures are drawn when they are first seen, in the language of the page
-  function content(id) {
-    const figure = data.figures[id];
-    const copy = JSON.parse(JSON.stringify(figure));
-    if (state.lang === "en") return { data: copy.data, layout: copy.layout };
-    return {
-      data: copy.data.map((t, i) => Object.assign(t, copy.zh.data[i])),
-      layout: Object.assign(copy.layout, copy.zh.layout),
-    };
-  }
-
-  const timeline = GlassTimelineTab({ data, say, content, go, state: () => state });
+  const figures = GlassFigures({ data, state: () => state, slide: (id) => presentation.room(id) });
+  const { content } = figures;
+  const presentation = GlassPresentation({ content, go, state: () => state });
+  const timeline = GlassTimelineTab({ data, say, content, go, state: () => state, figures });
 
   async function draw(id) {
+    const key = wanted(id);
     if (id in data.views) await timeline.show(id);
-    else if (drawn.get(id) !== state.lang) {
-      const figure = content(id);
-      moduleName.react(document.getElementById("fig-" + id), figure.data, figure.layout, {
-        responsive: true,
-        displaylogo: false,
-        scrollZoom: false,
-        modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
-      });
-    } else return;
-    drawn.set(id, state.lang);
+    else if (drawn.get(id) !== key) await figures.draw(id);
+    else return;
+    drawn.set(id, key);
     const box = document.querySelector('figure[data-fig="' + id + '"] .table-box');
     if (!box.hidden) fill(id, box);
   }
@@ -166,16 +167,24 @@
   }
 
   document.addEventListener("keydown", (event) => {
-    if (
-      state.tab !== "timeline" ||
-      event.ctrlKey ||
-      event.metaKey ||
-      event.altKey ||
-      /^(SELECT|INPUT|TEXTAREA)$/.test(event.target.tagName)
-    )
-      return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const typing = /^(SELECT|INPUT|TEXTAREA)$/.test(event.target.tagName);
+    if (typing && !(event.key === "Escape" && presentation.shown())) return;
     const id = current();
-    if (id && timeline.press(id, event.key)) event.preventDefault();
+    if (presentation.press(event) || (state.tab === "timeline" && id && timeline.press(id, event.key)))
+      event.preventDefault();
+  });
+  const stopAt = GlassRoving.over(document.querySelector("nav"), "[data-tab]", (tab) => tab.click());
+  all(".tool-bar").forEach((bar) => GlassRoving.over(bar, "button"));
+  all(".scroll").forEach(figures.watch);
+
+  let resizing = 0;
+  window.addEventListener("resize", () => {
+    clearTimeout(resizing); // a slide is drawn for the size of its screen
+    resizing = setTimeout(() => {
+      if (presentation.shown()) show();
+      else inView().forEach((f) => drawn.has(f.dataset.fig) && figures.refit(f));
+    }, 200);
   });
 
   // ---- a figure with a slider can also be stepped through
@@ -200,16 +209,22 @@
   document
     .getElementById("language")
     .addEventListener("click", () => go({ lang: state.lang === "en" ? "zh" : "en" }));
+  const does = {
+    whole: ({ dataset: { fig } }) => (fig in data.views ? timeline.press(fig, "0") : figures.draw(fig)),
+    save: figures.save,
+    present: presentation.enter,
+  };
+  all("[data-do]").forEach((b) => b.addEventListener("click", () => does[b.dataset.do](b.closest("figure"))));
   all(".table-toggle").forEach((b) =>
     b.addEventListener("click", () => {
-      const box = b.parentElement.querySelector(".table-box");
+      const box = b.closest("figure").querySelector(".table-box");
       box.hidden = !box.hidden;
       b.setAttribute("aria-expanded", String(!box.hidden));
       const key = box.hidden ? "show_table" : "hide_table";
       all("span", b).forEach((s) => {
         s.textContent = data.words[key][s.lang];
       });
-      if (!box.hidden) fill(b.parentElement.dataset.fig, box);
+      if (!box.hidden) fill(b.closest("figure").dataset.fig, box);
     }),
   );
   all("[data-download]").forEach((b) =>

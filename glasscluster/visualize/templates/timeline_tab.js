@@ -66,14 +66,15 @@ const GlassTimelineTab = function (page) {
     V.knobs = k;
     V.now = movesAnything(k) ? replayed(V.g, V.about, k) : V.base;
     const mode = V.about.canvas || V.now !== V.base ? "canvas" : "bars";
-    if (V.mode !== mode || V.lang !== page.state().lang) outline(V, mode);
+    const shape = page.figures.shape(id);
+    if (V.mode !== mode || V.lang !== page.state().lang || V.shape !== shape) await outline(V, mode, shape);
     reach(V);
     tell(V);
     choose(V, find(V, page.state().sel)); // and paints
     window.glassReady = window.glassReady || performance.now();
   }
 
-  function outline(V, mode) {
+  async function outline(V, mode, shape) {
     const content = page.content(V.id);
     if (mode === "canvas")
       content.data = content.data.map((t) =>
@@ -83,17 +84,11 @@ const GlassTimelineTab = function (page) {
     V.plot = stage.querySelector(".plot");
     const was = V.mode ? V.plot._fullLayout.xaxis.range.slice() : null;
     if (was) content.layout.xaxis.range = was;
-    const options = {
-      responsive: true,
-      displaylogo: false,
-      scrollZoom: false,
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
-    };
-    moduleName.react(V.plot, content.data, content.layout, options);
+    const drawing = page.figures.draw(V.id, content); // what follows may rely on a first drawing
     if (!V.mode) listen(V, stage);
-    V.mode = mode;
-    V.lang = page.state().lang;
+    Object.assign(V, { mode, shape, lang: page.state().lang });
     V.full = V.full || content.layout.xaxis.range.slice();
+    await drawing;
   }
 
   function listen(V, stage) {
@@ -148,6 +143,7 @@ const GlassTimelineTab = function (page) {
       height: h,
       yTop,
       yBottom,
+      letters: layout.font.size,
     };
   }
 
@@ -160,7 +156,7 @@ const GlassTimelineTab = function (page) {
     if (V.mode === "canvas")
       drawn = GlassCanvas.draw(V.canvas, V.g, bars, view, data.palette, V.hidden, (i) => digit(V, i));
     GlassCanvas.mark(V.marks, V.g, bars, view, V.chosen === undefined ? -1 : V.chosen, V.before || []);
-    const note = stageOf(V.id).parentElement.parentElement.querySelector(".drawn");
+    const note = stageOf(V.id).closest("figure").querySelector(".drawn");
     note.textContent = say("drawn", {
       events: V.g.n.toLocaleString("en"),
       blocks: bars.n.toLocaleString("en"),
@@ -409,6 +405,7 @@ const GlassTimelineTab = function (page) {
     0: (V) => move(V, (n, l, full) => full.slice()),
     j: (V) => walk(V, 1),
     k: (V) => walk(V, -1),
+    Escape: () => page.go({ sel: "" }),
   };
   function press(id, name) {
     if (KEYS[name] === undefined || !views.has(id)) return false;
