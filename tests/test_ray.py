@@ -50,26 +50,6 @@ def gone(pids: set[int], grace_s: float = 90.0) -> set[int]:
     return left
 
 
-@pytest.fixture(scope="module")
-def shared_ray():
-    """One Ray for the module; clusters use it and leave it alone."""
-    import ray
-
-    before = dict(os.environ)
-    ray.init(
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
-    )
-    yield ray
-    ray.shutdown()
-    for key in set(os.environ) - set(before):
-        del os.environ[key]
-    os.environ.update(before)
-
-
 def same_bits(ours, theirs) -> bool:
     return all(
         a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
