@@ -1,5 +1,6 @@
-"""Every way in which ranks can disagree, between processes: on Ray and under torchrun (test_agreement.py has it on
-threads, and one of each kind on the others).
+"""Every way in which ranks can disagree, between processes: on Ray and under torchrun.
+
+test_agreement.py has it on threads, and one of each kind on the others.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ def test_every_disagreement_is_named_on_ray(name, shared_ray):
         assert took < LATEST_S
 
 
-# Each rank of one torchrun job forks a process for each disagreement, as torch takes longer to import than ranks
-# to disagree. The children share the job's store, in which each cluster has keys of its own: the parents count.
+# Each rank of one torchrun job forks a process for each disagreement, as torch takes longer to import than
+# ranks to disagree. The children share the job's store, where each cluster has keys of its own: the parents
+# count clusters for them.
 JOB = """
 import json, os, sys, time
 from glasscluster import Cluster
@@ -103,8 +105,8 @@ def test_every_disagreement_is_named_under_torchrun(name, tmp_path):
     assert list(map(len, said.values())) == [RANKS] * len(part(name)), (done.stdout, done.stderr[-2000:])
     for case, ranks in said.items():
         named = [one for one in ranks if one[1] == "CollectiveMismatch"]
-        print(f"{case}: {len(named)} ranks name {named[0][2:4] if named else None}; {max(r[4] for r in ranks):.2f} s")
         assert named, (case, ranks)
+        print(f"{case}: {len(named)} ranks name {named[0][2:4]}; {max(r[4] for r in ranks):.2f} s")
         for _, kind, rank, peer, took in ranks:
             assert took < LATEST_S, (case, ranks)
             assert kind != "nothing", (case, ranks)
