@@ -11,13 +11,16 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
+import torch
 from disagreements import CALLS, EVERY, ODD, RANKS, SPECIAL, differently
 from test_torchrun import torchrun
 
 from glasscluster.base.errors import CollectiveMismatch
+from glasscluster.sim.ranks.backends import ray_actors
+from glasscluster.sim.ranks.backends.ray_actors import RayBackend
 from glasscluster.sim.run import Cluster
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 5.0
 LATEST_S = TIMEOUT_S + 2
 PARTS = [*CALLS, "special"]  # a test each: the pairs in which all ranks but one make this call
 
@@ -37,18 +40,50 @@ def test_every_disagreement_is_in_one_part():
     assert len(EVERY) == len(CALLS) * (len(CALLS) - 1) + len(SPECIAL)
 
 
+class KeptActors(RayBackend):
+    """Actors that outlive a failed run, as they take longer to start than ranks to disagree.
+
+    Those that waited for a message do so until their time is up; then all leave their group and make another.
+    """
+
+    def close(self) -> None:
+        """What a failed run calls: keeps the actors."""
+
+    def meet_again(self) -> None:
+        """A new process group of the same actors."""
+        import ray
+
+        blob = ray_actors._pickle(leave, ())
+        ray.get([actor.run.remote(blob, False, None) for actor in self.actors])
+        self._join(ray)
+
+
+def leave(_gpu: Any) -> None:
+    """What every actor runs after a disagreement."""
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def actors(shared_ray):
+    backend = KeptActors(RANKS, timeout_s=TIMEOUT_S)
+    backend.start()
+    yield backend
+    RayBackend.close(backend)
+
+
 @pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.parametrize("name", PARTS)
-def test_every_disagreement_is_named_on_ray(name, shared_ray):
+def test_every_disagreement_is_named_on_ray(name, actors):
     for program, *names in part(name):
-        # a named error ends the actors, so each disagreement has its own
         with Cluster("classroom", RANKS, "ray", timeout_s=TIMEOUT_S) as cluster:
+            cluster._backend = actors
             cluster.run(differently, "sum", "sum", record=False)
             begun = time.monotonic()
             with pytest.raises(CollectiveMismatch) as caught:
                 cluster.run(program, *names)
             took = time.monotonic() - begun
+        actors.meet_again()
         print(f"{in_words(program, *names)}: ranks {caught.value.rank}, {caught.value.peer}; {took:.2f} s")
         assert ODD in (caught.value.rank, caught.value.peer)
         assert caught.value.rank != caught.value.peer

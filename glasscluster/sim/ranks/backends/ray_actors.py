@@ -127,6 +127,10 @@ class RayBackend:
         mask = os.umask(0o077)
         os.umask(mask)
         self.actors = [rank_class.remote(mask) for _ in range(self.gpus)]
+        self._join(ray)
+
+    def _join(self, ray: Any) -> None:
+        """Let the actors meet in a process group."""
         place = ray.get(self.actors[0].host.remote(), timeout=MEETING_S)
         joins = [
             actor.join.remote(rank, self.gpus, place, self.device, self.timeout_s, self.compare)
