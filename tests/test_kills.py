@@ -1,0 +1,141 @@
+"""Sixty kills at random times: who was killed is named, soon; nothing is left; and the next run works.
+
+Ranks are threads, Ray's actors, or torchrun's processes. A rank is killed (KILL), stopped (STOP) or asked to end
+(TERM, INT), and so is the process that a person has started. What a signal to that process ends with is judged
+in test_endings.py as well, from the first moment on; here a signal comes while ranks train.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+from typing import Any, NamedTuple
+
+import pytest
+from kills import LEFT_S, LONG, SHORT, TIMEOUT_S, Process
+
+KILL, STOP, TERM, INT = signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT
+NAMED_S = 5.0  # until a killed rank is named
+STOPPED_S = TIMEOUT_S + 2  # until a stopped one is
+PAUSE_S = 2.0  # how long a whole run is stopped, and then goes on
+WORDS = {TERM: "terminated: ", INT: "interrupted: "}
+CODES = {TERM: 143, INT: 130}
+OURS = ("RankDied: ", "RankStalled: ", "Deadlock: ", *WORDS.values(), "a fault of ours")
+
+
+class Kill(NamedTuple):
+    """One kill: of a rank, or of what a person has started."""
+
+    backend: str
+    target: str
+    signal: signal.Signals
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.backend}-{self.target}-{self.signal.name[3:]}-{self.number}"
+
+
+def kills(backend: str, target: str, each: int) -> list[Any]:
+    """Each signal so many times."""
+    alone = [] if backend == "threads" else [getattr(pytest.mark, backend)]
+    return [
+        pytest.param(Kill(backend, target, number, i), id=str(Kill(backend, target, number, i)), marks=alone)
+        for number in (KILL, STOP, TERM, INT)
+        for i in range(each)
+    ]
+
+
+KILLS = [*kills("threads", "driver", 3), *kills("ray", "rank", 4), *kills("ray", "driver", 2)]
+KILLS += [*kills("torchrun", "rank", 4), *kills("torchrun", "driver", 2)]
+
+
+def test_there_are_sixty():
+    assert len(KILLS) == 60
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kill", KILLS)
+def test_who_is_killed_is_named_soon_and_nothing_is_left(kill, tmp_path):
+    draw = random.Random(str(kill))
+    run = Process(LONG, kill.backend, tmp_path)
+    try:
+        assert run.when("training"), run.said
+        while kill.target == "rank" and len(run.ranks(kill.backend)) < 3:
+            assert run.process.poll() is None, run.said
+            time.sleep(0.1)
+        time.sleep(draw.uniform(0.5, 5.0))
+        rank = draw.randrange(3) if kill.target == "rank" else None
+        pid = run.process.pid if rank is None else run.ranks(kill.backend)[rank]
+        begun = time.monotonic()
+        os.kill(pid, kill.signal)
+        named_s = (of_a_rank if kill.target == "rank" else of_the_driver)(run, kill, pid, rank, begun)
+        left, gone_s = run.left()
+        print(f"{kill}: {'-' if named_s is None else f'{named_s:.2f} s'}, gone after {gone_s:.1f} s")
+        assert left == {}
+        assert "Traceback" not in run.said.split("ChildFailedError")[0].rpartition("Traceback")[0]
+        assert "a fault of ours" not in run.said
+        assert not (tmp_path / "W" / "config.json").exists()
+        assert not (tmp_path / "run" / "report.html").exists()
+    finally:
+        run.end()
+    again = Process(SHORT, kill.backend, tmp_path)
+    try:
+        assert again.wait(200) == 0, again.said
+        assert (tmp_path / "W" / "config.json").is_file()
+        assert (tmp_path / "run" / "report.html").is_file()
+        assert again.left()[0] == {}
+    finally:
+        again.end()
+
+
+def of_a_rank(run: Process, kill: Kill, pid: int, rank: int, begun: float) -> float | None:
+    """One rank is gone or stopped: that one is named. Returns seconds until it was; None: the run went on."""
+    if kill.signal == INT and kill.backend == "ray":  # Ray's workers do not hear of a ctrl-C
+        time.sleep(PAUSE_S)
+        assert run.process.poll() is None, run.said
+        run.process.send_signal(TERM)
+        assert run.wait(LEFT_S) == CODES[TERM]
+        return None
+    at = run.when(*OURS)
+    assert at is not None, run.said
+    code = run.wait(LEFT_S)
+    assert code != 0
+    named = set(
+        re.findall(
+            r"(RankDied|RankStalled): rank (\d) (?:died: |is stopped: )?[^\n]*?process (\d+)", run.said
+        )
+    )
+    if kill.signal in (KILL, STOP) or (kill.backend == "ray" and kill.signal == TERM):
+        assert {int(process) for _, _, process in named} == {pid}, run.said
+        assert {kind for kind, _, _ in named} == {"RankStalled" if kill.signal == STOP else "RankDied"}
+        if kill.backend == "torchrun":
+            assert {int(number) for _, number, _ in named} == {rank}
+    assert at - begun <= (STOPPED_S if kill.signal == STOP else NAMED_S), run.said
+    return at - begun
+
+
+def of_the_driver(run: Process, kill: Kill, pid: int, _rank: None, begun: float) -> float | None:
+    """What a person has started ends, or pauses and goes on. Returns seconds until the last line."""
+    if kill.signal == STOP:
+        time.sleep(PAUSE_S)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(PAUSE_S)
+        assert run.process.poll() is None, run.said
+        assert not any(word in run.said for word in OURS), run.said
+        begun = time.monotonic()
+        os.kill(pid, TERM)
+    if kill.signal == KILL:
+        assert run.wait(LEFT_S) == -KILL
+        return None
+    number = TERM if kill.signal == STOP else kill.signal
+    at = run.when(*OURS)
+    assert at is not None, run.said
+    code = run.wait(LEFT_S)
+    assert code == CODES[number] or (kill.backend == "torchrun" and code != 0), (code, run.said)
+    assert run.said.count(WORDS[number]) == 1 or kill.backend == "torchrun", run.said
+    assert "RankDied" not in run.said
+    assert at - begun <= NAMED_S, run.said
+    return at - begun
