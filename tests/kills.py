@@ -1,4 +1,4 @@
-"""What the tests that kill things share: a run to kill, the processes that belong to it, and what is left of it."""
+"""What the tests that kill things share: a run to kill, the processes that belong to it, what is left of it."""
 
 from __future__ import annotations
 

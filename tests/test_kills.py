@@ -1,8 +1,8 @@
 """Sixty kills at random times: who was killed is named, soon; nothing is left; and the next run works.
 
-Ranks are threads, Ray's actors, or torchrun's processes. A rank is killed (KILL), stopped (STOP) or asked to end
-(TERM, INT), and so is the process that a person has started. What a signal to that process ends with is judged
-in test_endings.py as well, from the first moment on; here a signal comes while ranks train.
+Ranks are threads, Ray's actors, or torchrun's processes. A rank is killed (KILL), stopped (STOP) or asked to
+end (TERM, INT), and so is the process that a person has started. What a signal to that process ends with is
+judged in test_endings.py as well, from the first moment on; here a signal comes while ranks train.
 """
 
 from __future__ import annotations

@@ -132,6 +132,38 @@ def test_a_peer_whose_connection_a_stalled_rank_closed_is_part_of_the_deadlock_n
     assert backend._verdict([lost], {}) is lost
 
 
+def test_an_actor_whose_process_is_stopped_is_named_though_nobody_can_say_so():
+    """Ranks compare their calls in a store of rank 0's process: when it is stopped, the others wait there."""
+    import signal
+    import socket
+    import subprocess
+    import sys
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    here, there = (socket.gethostname(), child.pid), ("another machine", child.pid)
+    waited = RankStalled("rank 1 waits", rank=1, operation="recv")
+    waited.__dict__["wait"] = None
+    try:
+        ranks = ray_actors.StoppedRanks([here, here, there], timeout_s=0.3)
+        ranks.look([0, 1, 2], [waited])
+        assert ranks.error is None
+        child.send_signal(signal.SIGSTOP)
+        while ray_actors.state_of(child.pid) != ray_actors.STOPPED:
+            time.sleep(0.01)
+        ranks.look([2], [waited])  # of another machine nothing is known
+        ranks.look([0, 2], [])
+        assert ranks.error is None
+        time.sleep(0.3)
+        ranks.look([0, 2], [])
+        assert isinstance(ranks.error, RankStalled)
+        assert ranks.error.rank == 0
+        assert f"process {child.pid}" in ranks.error.message
+        assert child.wait(5) == -signal.SIGKILL
+    finally:
+        child.kill()
+        child.wait()
+
+
 def test_a_rank_that_raises_is_named_with_its_line(shared_ray):
     with pytest.raises(RankDied) as caught:
         Cluster("classroom", 4, "ray", timeout_s=60).run(one_raises)

@@ -1,5 +1,6 @@
-"""A hundred writers killed at random times: what they wrote is the old or the new, whole, and no half page has a
-verdict. (test_files.py kills a writer in each of its calls to the disk in turn.)
+"""A hundred writers killed at random times: they leave the old or the new, and no half page has a verdict.
+
+test_files.py kills a writer in each of its calls to the disk in turn.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +34,7 @@ Write = Callable[[Path, int], None]  # into a folder: version 0 or version 1
 
 
 def contents(folder: Path) -> Contents:
-    """Every file below a folder that a reader would find there, once what a killed writer completed is in place."""
+    """Every file that a reader finds in a folder, once what a killed writer completed is in its place."""
     files.finish(folder)
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -48,7 +50,7 @@ def check_half_pages(folder: Path) -> None:
         assert text.count('<span id="whole"></span>') == text.rstrip().endswith("</html>"), page
 
 
-# ---- writers in a process of their own, that write one version after the other -------------------------------
+# ---- writers in a process of their own, that write one version after the other -----------------------------
 def _weights() -> Write:
     stages = [GPTStage(model, seed=1) for model in MODELS]
     return lambda folder, version: hugging_face.save(stages[version], folder) and None
@@ -79,23 +81,42 @@ def _run() -> Write:
 WRITERS = {"weights": _weights, "report": _report, "graph": _graph, "run": _run}
 
 
-def kill_after(write: Write, folder: Path, pause_s: float) -> None:
-    """Write one version after the other in a child, which is killed after a pause."""
-    read, ready = os.pipe()
+def tell(begins: Callable[[], object]) -> None:
+    """Call `begins` whenever this process begins to write beside a file, or a folder of files."""
+    for name in ("mkstemp", "mkdtemp"):
+        real = getattr(tempfile, name)
+        setattr(tempfile, name, lambda *args, _real=real, **options: (begins(), _real(*args, **options))[1])
+
+
+def kill_after(write: Write, folder: Path, writes: int, pause_s: float) -> None:
+    """Write one version after the other in a child, which is killed a pause after the beginning of a write."""
+    read, began = os.pipe()
     child = os.fork()
     if not child:
         try:
-            os.write(ready, b"!")
+            tell(lambda: os.write(began, b"!"))
             for number in range(10**6):
                 write(folder, 1 - number % 2)
         finally:
             os._exit(1)
-    os.read(read, 1)
+    for _ in range(writes):
+        os.read(read, 1)
     time.sleep(pause_s)
     os.kill(child, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     os.close(read)
-    os.close(ready)
+    os.close(began)
+
+
+def length_of(write: Write, folder: Path) -> float:
+    """Seconds from the first call to the disk to the last."""
+    begun: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mkstemp", "mkdtemp"):
+            patch.setattr(tempfile, name, getattr(tempfile, name))  # puts back what `tell` sets
+        tell(lambda: begun.append(time.monotonic()))
+        write(folder, 0)
+    return time.monotonic() - begun[0]
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -106,15 +127,11 @@ def test_what_a_killed_writer_leaves_is_the_old_or_the_new(kind, tmp_path):
         write(tmp_path / "whole", version)
         versions.append(contents(tmp_path / "whole"))
     assert versions[0] != versions[1]
-    begun = time.monotonic()
-    for version in range(2):
-        write(tmp_path / "whole", version)
-    longest = 2 * (time.monotonic() - begun)
-    seen, middle = [], 0
+    longest, seen, middle = length_of(write, tmp_path / "whole"), [], 0
     for number in range(EACH):
         folder = tmp_path / str(number)
         write(folder, 0)
-        kill_after(write, folder, draw.uniform(0.0, longest))
+        kill_after(write, folder, draw.choice([1, 2, 3]), draw.uniform(0.0, longest))
         middle += any(path.name.startswith(".glass-") for path in folder.iterdir())
         check_half_pages(folder)
         there = contents(folder)
@@ -127,8 +144,9 @@ def test_what_a_killed_writer_leaves_is_the_old_or_the_new(kind, tmp_path):
     assert set(seen) == {0, 1}
 
 
-# ---- the command ---------------------------------------------------------------------------------------------
-TRAIN = "train --layers 2 --heads 2 --seq 16 --vocab 20000 --steps 1 --no-check --backend threads --save W --out run"
+# ---- the command -------------------------------------------------------------------------------------------
+TRAIN = "train --layers 2 --heads 2 --seq 16 --vocab 20000 --steps 1 --no-check --backend threads"
+TRAIN += " --save W --out run"
 HIDDEN = ("32", "64")
 
 

@@ -226,8 +226,8 @@ class RayBackend:
 class StoppedRanks:
     """Finds a rank whose process is stopped (SIGSTOP) for longer than an operation may wait.
 
-    The others may be unable to say so: they compare their calls in a store that lies in rank 0's process, and a
-    request there has no timeout of ours. Only processes of this machine can be looked at.
+    The others may be unable to say so: they compare their calls in a store that lies in rank 0's process, and
+    a request there has no timeout of ours. Only processes of this machine can be looked at.
 
     Args:
         processes: of each rank: its machine, and its number there.
