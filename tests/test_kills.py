@@ -15,7 +15,7 @@ import time
 from typing import Any, NamedTuple
 
 import pytest
-from kills import LEFT_S, LONG, SHORT, TIMEOUT_S, Process
+from kills import BACKENDS, LEFT_S, LONG, SHORT, TIMEOUT_S, WAIT_S, Process
 
 KILL, STOP, TERM, INT = signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT
 NAMED_S = 5.0  # until a killed rank is named
@@ -56,11 +56,17 @@ def test_there_are_sixty():
     assert len(KILLS) == 60
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """One for each backend: every run but the first is a run after a kill, in the folder of the one before."""
+    return {backend: tmp_path_factory.mktemp(backend) for backend in BACKENDS}
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("kill", KILLS)
-def test_who_is_killed_is_named_soon_and_nothing_is_left(kill, tmp_path):
-    draw = random.Random(str(kill))
-    run = Process(LONG, kill.backend, tmp_path)
+def test_who_is_killed_is_named_soon_and_nothing_is_left(kill, folders):
+    draw, folder = random.Random(str(kill)), folders[kill.backend]
+    run = Process(LONG, kill.backend, folder)
     try:
         assert run.when("training"), run.said
         while kill.target == "rank" and len(run.ranks(kill.backend)) < 3:
@@ -73,19 +79,34 @@ def test_who_is_killed_is_named_soon_and_nothing_is_left(kill, tmp_path):
         os.kill(pid, kill.signal)
         named_s = (of_a_rank if kill.target == "rank" else of_the_driver)(run, kill, pid, rank, begun)
         left, gone_s = run.left()
-        print(f"{kill}: {'-' if named_s is None else f'{named_s:.2f} s'}, gone after {gone_s:.1f} s")
+        named = "-" if named_s is None else f"named after {named_s:.2f} s"
+        print(f"{kill}: {named}, gone after {gone_s:.1f} s; load {os.getloadavg()[0]:.0f}")
         assert left == {}
         assert "Traceback" not in run.said.split("ChildFailedError")[0].rpartition("Traceback")[0]
         assert "a fault of ours" not in run.said
-        assert not (tmp_path / "W" / "config.json").exists()
-        assert not (tmp_path / "run" / "report.html").exists()
+        assert not (folder / "W" / "config.json").exists()
+        assert not (folder / "run" / "report.html").exists()
+        limit = STOPPED_S if kill.target == "rank" and kill.signal == STOP else NAMED_S
+        assert named_s is None or named_s <= limit, run.said
     finally:
         run.end()
-    again = Process(SHORT, kill.backend, tmp_path)
+
+
+LAST = [
+    "threads",
+    pytest.param("ray", marks=pytest.mark.ray),
+    pytest.param("torchrun", marks=pytest.mark.torchrun),
+]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("backend", LAST)
+def test_after_the_last_kill_a_run_comes_to_its_end(backend, folders):
+    again = Process(SHORT, backend, folders[backend])
     try:
-        assert again.wait(200) == 0, again.said
-        assert (tmp_path / "W" / "config.json").is_file()
-        assert (tmp_path / "run" / "report.html").is_file()
+        assert again.wait(WAIT_S) == 0, again.said
+        assert (folders[backend] / "W" / "config.json").is_file()
+        assert (folders[backend] / "run" / "report.html").is_file()
         assert again.left()[0] == {}
     finally:
         again.end()
@@ -113,7 +134,6 @@ def of_a_rank(run: Process, kill: Kill, pid: int, rank: int, begun: float) -> fl
         assert {kind for kind, _, _ in named} == {"RankStalled" if kill.signal == STOP else "RankDied"}
         if kill.backend == "torchrun":
             assert {int(number) for _, number, _ in named} == {rank}
-    assert at - begun <= (STOPPED_S if kill.signal == STOP else NAMED_S), run.said
     return at - begun
 
 
@@ -137,5 +157,4 @@ def of_the_driver(run: Process, kill: Kill, pid: int, _rank: None, begun: float)
     assert code == CODES[number] or (kill.backend == "torchrun" and code != 0), (code, run.said)
     assert run.said.count(WORDS[number]) == 1 or kill.backend == "torchrun", run.said
     assert "RankDied" not in run.said
-    assert at - begun <= NAMED_S, run.said
     return at - begun
