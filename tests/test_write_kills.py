@@ -123,6 +123,7 @@ def length_of(write: Write, folder: Path) -> float:
 def test_what_a_killed_writer_leaves_is_the_old_or_the_new(kind, tmp_path):
     write, draw = WRITERS[kind](), random.Random(kind)
     versions = []
+    (tmp_path / "whole").mkdir()
     for version in range(2):
         write(tmp_path / "whole", version)
         versions.append(contents(tmp_path / "whole"))
@@ -130,6 +131,7 @@ def test_what_a_killed_writer_leaves_is_the_old_or_the_new(kind, tmp_path):
     longest, seen, middle = length_of(write, tmp_path / "whole"), [], 0
     for number in range(EACH):
         folder = tmp_path / str(number)
+        folder.mkdir()
         write(folder, 0)
         kill_after(write, folder, draw.choice([1, 2, 3]), draw.uniform(0.0, longest))
         middle += any(path.name.startswith(".glass-") for path in folder.iterdir())
