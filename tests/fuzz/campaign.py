@@ -87,16 +87,19 @@ class Worker:
         folder.mkdir()
         sheet.write(folder)
         (folder / ".in").write_bytes(sheet.stdin)
-        began, used = time.monotonic(), cpu_seconds(process.pid)
+        used, waited, looked = cpu_seconds(process.pid), 0.0, time.monotonic()
         assert process.stdin is not None
         assert process.stdout is not None
         print(json.dumps({"folder": str(folder), "words": sheet.words}), file=process.stdin, flush=True)
         stopped = None
         while not select.select([process.stdout], [], [], 0.1)[0]:
+            now = time.monotonic()
+            waited += 0.0 if wants_to_run(process.pid) else now - looked
+            looked = now
             if cpu_seconds(process.pid) - used > judge.MOST_CPU_S:
                 stopped = f"hang: more than {judge.MOST_CPU_S:g} s of work"
-            elif time.monotonic() - began > judge.MOST_WALL_S:
-                stopped = f"hang: waits for more than {judge.MOST_WALL_S:g} s"
+            elif waited > judge.MOST_WAIT_S:
+                stopped = f"hang: waits for more than {judge.MOST_WAIT_S:g} s"
             elif resident_bytes(process.pid) > judge.MOST_BYTES:
                 stopped = f"memory: more than {judge.MOST_BYTES >> 30} GiB"
             if stopped:
@@ -127,6 +130,15 @@ def cpu_seconds(pid: int) -> float:
         return (int(fields[11]) + int(fields[12])) / TICKS
     except (OSError, IndexError):
         return 0.0
+
+
+def wants_to_run(pid: int) -> bool:
+    """Whether a thread of a process runs, or would if a busy machine let it."""
+    for task in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError, IndexError):
+            if task.read_text().rpartition(")")[2].split()[0] in "RD":
+                return True
+    return False
 
 
 def resident_bytes(pid: int) -> int:

@@ -11,7 +11,7 @@ from .sound import unsound, unsound_rows
 
 LONGEST_MESSAGE = 2000  # characters
 LONGEST_OUTPUT = 20_000  # characters on standard error, progress and all
-MOST_CPU_S, MOST_WALL_S = 5.0, 60.0  # of its own work; of waiting
+MOST_CPU_S, MOST_WAIT_S = 5.0, 60.0  # of its own work; of waiting, in which it would not run
 MOST_BYTES = 2 << 30
 CODES = (0, 1, 2, 3)
 NAMED = re.compile(r"^([A-Z]\w+): (.+)$", re.DOTALL)

@@ -77,7 +77,8 @@ PLANTED = {  # what a broken command would do -> what the judge must say
     "print('Traceback (most recent call last):', file=sys.stderr)": "traceback",
     "raise ValueError('no word of ours')": "a fault of ours",
     "os.kill(os.getpid(), 11)": "crash",
-    "while True: pass": "hang",
+    "while True: pass": "hang: more than",
+    "import time; time.sleep(100)": "hang: waits",
     "sys.exit(7)": "exit code",
     "print('InputError: it is wrong', file=sys.stderr); sys.exit(2)": "names no field",
     "print('InputError: dp = 1: ' + 'x' * 3000, file=sys.stderr); sys.exit(2)": "a message of",
@@ -101,6 +102,7 @@ def broken(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
         patch.setattr(judge, "MOST_CPU_S", 1.0)
+        patch.setattr(judge, "MOST_WAIT_S", 3.0)
         with Worker() as one:
             yield one
 
