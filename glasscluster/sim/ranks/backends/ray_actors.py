@@ -27,7 +27,7 @@ from glasscluster.sim.ranks.gpu import Outcome, run_rank
 
 OLDEST = (2, 59)
 MEETING_S = 120.0  # seconds for the actors to start and to join their group
-LOOK_S = 0.5  # how often the driver looks whether an actor's process is stopped
+LOOK_S = 0.2  # how often the driver looks whether an actor's process is stopped
 GRACE_S = 2.0  # seconds after a stall in which other ranks may report what they waited for
 
 
