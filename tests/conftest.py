@@ -56,6 +56,26 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module")
+def shared_ray():
+    """One Ray for the module; clusters use it and leave it alone."""
+    import ray
+
+    before = dict(os.environ)
+    ray.init(
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _node_ip_address="127.0.0.1",
+    )
+    yield ray
+    ray.shutdown()
+    for key in set(os.environ) - set(before):
+        del os.environ[key]
+    os.environ.update(before)
+
+
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

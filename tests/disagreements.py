@@ -89,6 +89,7 @@ SPECIAL = (
     a_message_of_another_length,
     a_message_of_another_dtype,
 )
+EVERY: list[tuple[Any, ...]] = [*((differently, *pair) for pair in PAIRS), *((one,) for one in SPECIAL)]
 # One of each kind, where every case costs the start of processes.
 KINDS: dict[str, tuple[Any, ...]] = {
     "op": (differently, "sum", "max"),

@@ -342,6 +342,7 @@ BAD = [
     ("collective all-reduce --gpus 4 --size 1MB --sweep 1MB", "sweep", None),
     ("schedule gpipe --pp 2 --micro-batches 2 --costs f=x", "f=x", None),
     ("schedule zb-h1 --pp 2 --micro-batches 2 --costs w=3", "costs", None),
+    ("schedule gpipe --pp 2 --micro-batches 2 --costs f=1,b=2,f=2", "costs", "f=1,b=2"),
     ("schedule zb-v --pp 2 --micro-batches 2 --virtual-stages 3", "virtual_stages", "2"),
     ("schedule gpipe --pp 2 --micro-batches 2 --validate nowhere.txt", "validate", None),
 ]

@@ -160,6 +160,34 @@ def test_a_signal_at_a_random_time_ends_a_command_with_one_line(backend, case, t
     judge(end(process, number, "", pause), process.returncode, number, tmp_path)
 
 
+IN_AN_OPERATOR = """
+import time
+from glasscluster import Cluster
+def program(gpu):
+    try:
+        print("computing", flush=True)
+        for _ in range(30):
+            time.sleep(LONG)  # as an operator: hears of nothing before its end
+    finally:
+        print("unwound", flush=True)
+Cluster("classroom", 1).run(program)
+"""
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0])
+def test_a_program_of_a_person_s_own_waits_for_a_rank_inside_an_operator(seconds, tmp_path):
+    """torch aborts a process whose interpreter ends while a thread is inside an operator. Python takes a thread
+    for ended whose join was interrupted, and an operator may take longer than the grace.
+    """
+    process = start([sys.executable, "-c", IN_AN_OPERATOR.replace("LONG", str(seconds))], tmp_path)
+    assert process.stdout.readline() == "computing\n"
+    process.send_signal(signal.SIGINT)
+    said, problem = process.communicate(timeout=60)
+    assert said == "unwound\n"
+    assert problem.strip().endswith("KeyboardInterrupt")
+    assert process.returncode == -signal.SIGINT
+
+
 def test_who_calls_a_command_from_a_program_goes_on_though_a_rank_is_left_standing(tmp_path):
     lines = "\n".join(
         [

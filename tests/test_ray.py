@@ -50,26 +50,6 @@ def gone(pids: set[int], grace_s: float = 90.0) -> set[int]:
     return left
 
 
-@pytest.fixture(scope="module")
-def shared_ray():
-    """One Ray for the module; clusters use it and leave it alone."""
-    import ray
-
-    before = dict(os.environ)
-    ray.init(
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
-    )
-    yield ray
-    ray.shutdown()
-    for key in set(os.environ) - set(before):
-        del os.environ[key]
-    os.environ.update(before)
-
-
 def same_bits(ours, theirs) -> bool:
     return all(
         a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -150,6 +130,38 @@ def test_a_peer_whose_connection_a_stalled_rank_closed_is_part_of_the_deadlock_n
     raised = RankDied("rank 2 raised", rank=2, operation="run")
     assert backend._verdict([lost, stalled, raised], {}) is raised
     assert backend._verdict([lost], {}) is lost
+
+
+def test_an_actor_whose_process_is_stopped_is_named_though_nobody_can_say_so():
+    """Ranks compare their calls in a store of rank 0's process: when it is stopped, the others wait there."""
+    import signal
+    import socket
+    import subprocess
+    import sys
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    here, there = (socket.gethostname(), child.pid), ("another machine", child.pid)
+    waited = RankStalled("rank 1 waits", rank=1, operation="recv")
+    waited.__dict__["wait"] = None
+    try:
+        ranks = ray_actors.StoppedRanks([here, here, there], timeout_s=0.3)
+        ranks.look([0, 1, 2], [waited])
+        assert ranks.error is None
+        child.send_signal(signal.SIGSTOP)
+        while ray_actors.state_of(child.pid) != ray_actors.STOPPED:
+            time.sleep(0.01)
+        ranks.look([2], [waited])  # of another machine nothing is known
+        ranks.look([0, 2], [])
+        assert ranks.error is None
+        time.sleep(0.3)
+        ranks.look([0, 2], [])
+        assert isinstance(ranks.error, RankStalled)
+        assert ranks.error.rank == 0
+        assert f"process {child.pid}" in ranks.error.message
+        assert child.wait(5) == -signal.SIGKILL
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_a_rank_that_raises_is_named_with_its_line(shared_ray):

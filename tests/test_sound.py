@@ -72,6 +72,16 @@ def test_dependencies_that_point_forward_are_named(graph, tmp_path):
         ExecutionGraph.load(tmp_path / "graph.npz")
 
 
+def test_events_of_a_lane_follow_each_other(graph, tmp_path):
+    """Else they would be at the same time in one lane, and a rank's shares of a step would not add up."""
+    busy = np.flatnonzero(graph.lane == graph.lane[len(graph) // 2])
+    changed(graph, tmp_path / "graph.npz", "order", int(busy[1]), int(graph.order.max()) + 1)
+    with pytest.raises(InputError, match="in a lane, and does not follow it"):
+        ExecutionGraph.load(tmp_path / "graph.npz")
+    changed(graph, tmp_path / "graph.npz", "order", int(busy[1]), int(graph.order[busy[1]]))
+    ExecutionGraph.load(tmp_path / "graph.npz")
+
+
 def test_a_receive_keeps_its_own_send(graph, tmp_path):
     receives = np.flatnonzero(graph.match >= 0)
     changed(graph, tmp_path / "graph.npz", "match", int(receives[0]), int(graph.match[receives[1]]))

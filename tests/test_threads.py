@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +25,7 @@ from glasscluster.base.errors import (
     OutOfMemory,
     RankDied,
 )
-from glasscluster.sim.ranks.deadlock import standstill
+from glasscluster.sim.ranks.deadlock import source_line, standstill
 from glasscluster.sim.recording import packed
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.run import Cluster
@@ -39,6 +41,26 @@ def threads(gpus: int, **options) -> Cluster:
 @pytest.mark.parametrize("program", OUTSTANDING, ids=lambda p: p.__name__)
 def test_outstanding_works_neither_deadlock_nor_swap_in_any_order_of_threads(program, seed):
     assert threads(4, seed=seed).run(program).results == [expected(program, r, 4) for r in range(4)]
+
+
+def calls(module: str):
+    """A function of a module of this name, which calls what it is given."""
+    names = {"__name__": module}
+    exec("def run_rank(inner):\n    return inner()", names)
+    return names["run_rank"]
+
+
+@pytest.mark.parametrize("module", ["glasscluster.strategies.x", "__main__"])
+def test_a_line_of_what_has_called_the_rank_is_not_the_program_s(module):
+    """Below the program are Ray's actor or the command line, and above it is our wire."""
+    inner = lambda: source_line(sys._getframe(1))  # noqa: E731
+    for caller in ("glasscluster.sim.ranks.wire", module, "glasscluster.sim.ranks.gpu", "ray.util.tracing"):
+        inner = partial(calls(caller), inner)
+    assert inner() == "<string>:2"
+    inner = lambda: source_line(sys._getframe(1))  # noqa: E731
+    for caller in ("glasscluster.sim.ranks.wire", "glasscluster.sim.ranks.gpu", "ray.util.tracing"):
+        inner = partial(calls(caller), inner)
+    assert inner() == "unknown line"
 
 
 def test_all_ranks_sending_first_is_an_immediate_error_with_the_cycle_and_the_source_lines():

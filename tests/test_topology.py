@@ -189,6 +189,10 @@ BAD = {
         r"bandwidth of link 0 → 1",
     ),
     "no GPUs": ({"nodes": [{"id": 0, "kind": "switch"}], "edges": []}, r"at least 2"),
+    "an edge to a node that is not listed": (
+        _path(nodes=[{"id": 0}, {"id": 1}]),
+        r"topology = 2: is named by an edge",
+    ),
     "no edges": ({"nodes": 3}, r"not a network"),
     "a list": ([1, 2], r"not a network"),
 }

@@ -8,9 +8,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from .campaign import Worker, campaign
+from .campaign import Worker, campaign, judged
 from .case import Case
-from .judge import faults
+from .judge import Ending
 from .kinds import KINDS
 
 
@@ -23,18 +23,26 @@ def main() -> int:
     take.add_argument("--only", choices=list(KINDS))
     take.add_argument("--as-they-are", action="store_true", help="do not shrink what fails")
     take.add_argument("--failures", type=Path, default=Path(tempfile.gettempdir()) / "glass-fuzz-failures")
+    take.add_argument("--taken", type=Path, help="a file for a line on each case that ends with exit 0")
     take.add_argument("--rerun", type=Path, help="a file of a failing case")
     asked = take.parse_args()
     if asked.rerun:
         case = Case.read(asked.rerun)
         with Worker() as worker:
-            ending = worker.run(case.sheet)
+            ending, said = judged(worker, case)
         print("glass", *map(ascii, case.sheet.words))
         print(ending.out[-2000:], ending.err[-3000:], ending.escaped or "", sep="\n")
-        said = faults(case, ending)
         print("; ".join(said) or f"nothing is wrong; exit {ending.code}")
         return bool(said)
     began = time.monotonic()
+
+    def note(case: Case, ending: Ending) -> None:
+        done = "; ".join(f"{m.nature}: {m.says}" for m in case.mutations)
+        words = " ".join(case.sheet.words)[-300:]
+        text = " | ".join([case.kind, str(case.number), words, done, ending.out[:300]])
+        with asked.taken.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            print(repr(text), file=file)
+
     tally = campaign(
         range(asked.start, asked.start + asked.cases),
         asked.seed,
@@ -42,6 +50,7 @@ def main() -> int:
         only=asked.only,
         small=not asked.as_they_are,
         say=lambda text: print(text, flush=True),
+        **({"taken": note} if asked.taken else {}),
     )
     print(tally.words())
     print(f"{time.monotonic() - began:.1f} s; the slowest: {tally.slowest[::-1]}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 NONSENSE, HARMLESS, UNKNOWN = "nonsense", "harmless", "unknown"
+BAD_ROW = "nonsense in a row"  # one bad row of a table stops nothing, and is named in its line
 
 # a file is its bytes, or one of these
 FIFO, FOLDER, ENDLESS = "a pipe", "a folder", "a link to /dev/zero"
@@ -46,7 +47,9 @@ class Sheet:
 
 @dataclass
 class Mutation:
-    """What was done, and what must follow: NONSENSE is refused, HARMLESS is taken, UNKNOWN is either."""
+    """What was done, and what must follow: NONSENSE is refused, HARMLESS is taken, UNKNOWN is either; of a
+    BAD_ROW a row has an error.
+    """
 
     says: str
     nature: str
@@ -71,8 +74,8 @@ class Case:
         natures = [m.nature for m in self.mutations]
         if all(n == HARMLESS for n in natures):
             return HARMLESS
-        certain = natures[-1] == NONSENSE and all(n == HARMLESS for n in natures[:-1])
-        return NONSENSE if certain else UNKNOWN
+        certain = all(n == HARMLESS for n in natures[:-1])
+        return natures[-1] if certain else UNKNOWN
 
     def as_json(self) -> dict[str, Any]:
         """For a file that `--rerun` reads."""

@@ -6,14 +6,16 @@ import json
 import re
 from dataclasses import dataclass
 
-from .case import HARMLESS, NONSENSE, Case
+from .case import BAD_ROW, HARMLESS, NONSENSE, Case, Sheet
+from .sound import unsound, unsound_rows
 
 LONGEST_MESSAGE = 2000  # characters
 LONGEST_OUTPUT = 20_000  # characters on standard error, progress and all
-MOST_CPU_S, MOST_WALL_S = 5.0, 60.0  # of its own work; of waiting
+MOST_CPU_S, MOST_WAIT_S = 5.0, 60.0  # of its own work; of waiting, in which it would not run
 MOST_BYTES = 2 << 30
 CODES = (0, 1, 2, 3)
 NAMED = re.compile(r"^([A-Z]\w+): (.+)$", re.DOTALL)
+NO_BAD_ROW = re.compile(r" 0 with an error|\"errors\": 0")
 OF_A_FIELD = re.compile(r"^\S.{0,300}? = ", re.DOTALL)
 
 
@@ -28,6 +30,16 @@ class Ending:
     stopped: str | None = None  # hang, crash or memory, by whom watched it
     cpu_s: float = 0.0
     peak_bytes: int = 0
+    table: str = ""  # the predictions that `predict --csv` wrote
+
+
+def in_numbers(case: Case, ending: Ending) -> Case | None:
+    """The same case with --json, whose numbers can be judged; None where it was refused or has it already."""
+    words = case.sheet.words
+    if ending.code != 0 or "--json" in words or "Usage" in ending.out:
+        return None
+    sheet = Sheet([*words, "--json"], case.sheet.files, case.sheet.stdin)
+    return Case(case.kind, case.number, case.seed, sheet, case.mutations)
 
 
 def faults(case: Case, ending: Ending) -> list[str]:
@@ -51,6 +63,10 @@ def faults(case: Case, ending: Ending) -> list[str]:
         found.append(f"took {ending.peak_bytes / 2**30:.1f} GiB")
     if ending.code == 0 and case.nature == NONSENSE:
         found.append("nonsense was taken")
+    if ending.code == 0 and case.nature == BAD_ROW and NO_BAD_ROW.search(ending.out):
+        found.append("nonsense was taken in a row")
+    if ending.code == 0:
+        found += unsound_rows(ending.table)
     if ending.code != 0 and case.nature == HARMLESS:
         found.append(f"what is right was refused: {ending.err.strip()[-200:]}")
     if len(ending.err) > LONGEST_OUTPUT:
@@ -91,4 +107,6 @@ def _json(ending: Ending) -> list[str]:
         content = json.loads(ending.out, parse_constant=not_json)
     except ValueError as problem:
         return [f"--json: {problem}: {ending.out[:60]!r}"]
-    return [] if isinstance(content, dict) and "schema" in content else ["--json: no object with a schema"]
+    if not isinstance(content, dict) or "schema" not in content:
+        return ["--json: no object with a schema"]
+    return unsound(content) if ending.code == 0 else []

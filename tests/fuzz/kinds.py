@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from . import values
-from .case import ENDLESS, FIFO, HARMLESS, NONSENSE, UNKNOWN, Mutation, Sheet
+from .case import BAD_ROW, ENDLESS, FIFO, HARMLESS, NONSENSE, UNKNOWN, Mutation, Sheet
 from .samples import PREDICTED, SHAPE, samples
 
 Mutator = Callable[[Random, Sheet], Mutation]
@@ -289,8 +289,12 @@ def csv_cells(draw: Random, data: bytes) -> Any:
     """A table with another cell, column or line."""
     lines = [line.split(",") for line in data.decode("utf-8", "replace").splitlines()]
     row = draw.randrange(len(lines))
-    act = draw.choice(["cell", "cell", "cell", "more", "less", "column", "quote", "twice", "blank"])
-    if act == "cell":
+    act = draw.choice(["cell", "cell", "bad", "more", "less", "column", "quote", "twice", "blank"])
+    nature = UNKNOWN
+    if act == "bad" and row and len(lines) > 1:
+        lines[row][draw.randrange(len(lines[row]))] = draw.choice([v for v in values.NO_WHOLE if v])
+        nature = BAD_ROW
+    elif act in ("cell", "bad"):
         pool = [*values.NO_WHOLE, *values.NUMBERS, *values.FLOATS, *values.NO_NAME[:-1], '=HYPERLINK("x")']
         lines[row][draw.randrange(len(lines[row]))] = draw.choice(pool)
     elif act == "more":
@@ -308,7 +312,7 @@ def csv_cells(draw: Random, data: bytes) -> Any:
     else:
         lines.insert(row, [draw.choice(["", " ", ",", "\t", "#"])])
     text = "\n".join(map(",".join, lines)) + "\n"
-    return text.encode("utf-8", "replace"), Mutation(f"CSV: {act} in line {row}", UNKNOWN)
+    return text.encode("utf-8", "replace"), Mutation(f"CSV: {act} in line {row}", nature)
 
 
 def csv_spelling(draw: Random, data: bytes) -> Any:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from . import judge
-from .campaign import Worker, campaign, shrink
-from .case import HARMLESS, NONSENSE, UNKNOWN, Case, Mutation, Sheet
+from .campaign import Worker, campaign, judged, shrink
+from .case import BAD_ROW, HARMLESS, NONSENSE, UNKNOWN, Case, Mutation, Sheet
 from .cases import draw_of, kind_of, make
 from .judge import Ending, faults
 from .kinds import KINDS
+from .sound import unsound, unsound_rows
 
 ROOT = Path(__file__).parents[2]
 SEED, CASES, PARTS = 21, 500, 2  # two workers share them, and each pays once for the imports
@@ -76,7 +77,8 @@ PLANTED = {  # what a broken command would do -> what the judge must say
     "print('Traceback (most recent call last):', file=sys.stderr)": "traceback",
     "raise ValueError('no word of ours')": "a fault of ours",
     "os.kill(os.getpid(), 11)": "crash",
-    "while True: pass": "hang",
+    "while True: pass": "hang: more than",
+    "import time; time.sleep(100)": "hang: waits",
     "sys.exit(7)": "exit code",
     "print('InputError: it is wrong', file=sys.stderr); sys.exit(2)": "names no field",
     "print('InputError: dp = 1: ' + 'x' * 3000, file=sys.stderr); sys.exit(2)": "a message of",
@@ -100,6 +102,7 @@ def broken(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
         patch.setattr(judge, "MOST_CPU_S", 1.0)
+        patch.setattr(judge, "MOST_WAIT_S", 3.0)
         with Worker() as one:
             yield one
 
@@ -111,6 +114,60 @@ def test_the_judge_sees_a_planted_fault(planted, broken):
     case = Case("command line", 0, 0, sheet, [Mutation("planted", NONSENSE)])
     said = faults(case, broken.run(sheet))
     assert any(PLANTED[planted] in text for text in said), said
+
+
+SUM = {"compute": 2.0, "bubble": 1.0}
+HELD = {"key": "x", "verdict": "held", "match": "exact", "tolerance": 0, "predicted": 1, "counted": 1}
+HELD |= {"simulated": None, "measured": None}
+UNSOUND = {
+    "mfu, a share, is 1.5": {"mfu": 1.5},
+    "wait_fraction, a share, is -0.1": {"of": [{"wait_fraction": -0.1}]},
+    "time_s is inf": {"steps": [{"time_s": float("inf")}]},
+    "sent_bytes is -8": {"sent_bytes": [1, -8]},
+    "breakdown_s adds up to 3": {"iteration_time_s": 4.0, "breakdown_s": SUM},
+    "memory_gib adds up to 3": {"peak_memory_gib": 2.0, "memory_gib": SUM},
+    "1 losses in 2 steps": {"losses": [1.0], "steps": 2},
+    "do not agree": {"bubble_fraction": 0.5, "bubble_over_ideal": 0.5},
+    "exit 0 with FAIL": {"status": "FAIL"},
+    "exit 0 though x failed": {"checks": [HELD | {"verdict": "failed"}]},
+    "x is held with": {"checks": [HELD | {"counted": 2}]},
+    "nothing to compare": {"checks": [HELD | {"counted": None}]},
+    "PASS though not checked": {"status": "PASS", "not_checked": ["weights"]},
+}
+
+
+@pytest.mark.parametrize("said", UNSOUND)
+def test_an_answer_that_cannot_be_is_seen(said):
+    assert any(said in text for text in unsound({"schema": "glass.x/1", **UNSOUND[said]}))
+
+
+def test_an_answer_that_can_be_passes():
+    sound = {"iteration_time_s": 3.0, "breakdown_s": SUM, "bubble_fraction": 0.5, "bubble_over_ideal": 1.0}
+    assert unsound({"mfu": 1.0, "status": "PASS", "checks": [HELD], "model": {"x_s": -1}, **sound}) == []
+
+
+def test_a_table_s_row_that_cannot_be_is_seen():
+    header = "iteration_time_s,tokens_per_s_per_gpu,mfu,hfu,bubble_fraction,peak_memory_gib,error\n"
+    assert unsound_rows(header + "1,1,0.5,0.5,0,1,\n,,,,,,wrong\n") == []
+    for row in ("0,1,0.5,0.5,0,1,", "1,1,2,0.5,0,1,", "1,1,nan,0.5,0,1,", ",1,0.5,0.5,0,1,"):
+        assert unsound_rows(header + row), row
+
+
+def test_a_bad_row_that_was_taken_is_seen():
+    case = Case("csv", 0, 0, Sheet(["predict", "--csv", "rows.csv"]), [Mutation("abc", BAD_ROW)])
+    assert faults(case, Ending(0, "3 rows, 0 with an error: rows.predicted.csv"))
+    assert not faults(case, Ending(0, "3 rows, 1 with an error: rows.predicted.csv"))
+
+
+def test_what_is_taken_is_asked_for_again_in_numbers():
+    class Lies:
+        """Says nothing wrong to people."""
+
+        def run(self, sheet: Sheet) -> Ending:
+            return Ending(0, '{"schema": "glass.x/1", "mfu": 7}' if "--json" in sheet.words else "MFU 7")
+
+    case = Case("plan", 0, 0, Sheet(["predict"]), [Mutation("odd", UNKNOWN)])
+    assert "mfu, a share, is 7" in judged(Lies(), case)[1][0]  # type: ignore[arg-type]
 
 
 def test_what_fails_is_made_small():

@@ -90,8 +90,11 @@ def _read(name: str, option: str, path: str, p: int | None, m: int | None, v: in
 
 def _costs(text: str) -> dict[str, float]:
     spent = {"f": 1.0, "b": 2.0, "w": 1.0, "c": 0.0}
+    given = [part.partition("=")[0] for part in text.split(",")]
     for part in text.split(","):
         key, _, value = part.partition("=")
+        if given.count(key) > 1 and key in spent:
+            raise InputError("costs", text, f"gives {key} twice", [text.rpartition(f",{key}=")[0]])
         try:
             number = float(value)
         except ValueError:

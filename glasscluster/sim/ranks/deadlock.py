@@ -77,12 +77,15 @@ def describe_deadlock(waits: list[Wait], finished: Sequence[int]) -> Deadlock:
 def source_line(frame: Any) -> str:
     """The line of the user's program that a frame belongs to, as `file:line`.
 
-    It is the innermost frame outside this package; without one, that of the strategy which called.
+    It is the innermost frame outside this package; without one, that of the strategy which called. What has
+    called the rank (Ray's actor, the command line) is no part of the program.
     """
     package = __name__.split(".")[0]
     inside = "unknown line"
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
+        if (module, frame.f_code.co_name) == (f"{package}.sim.ranks.gpu", "run_rank"):
+            return inside
         where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
         if not module.startswith((package + ".", "torch", "threading", "contextlib")):
             return where

@@ -52,6 +52,7 @@ def check(graph: ExecutionGraph) -> None:
             _equal(f"the length of column {name}", len(column), n)
     _columns(graph)
     _edges(graph)
+    _lanes(graph)
     _groups(graph)
     _memory(graph)
 
@@ -117,6 +118,23 @@ def _edges(graph: ExecutionGraph) -> None:
     ends = (graph.peer[rows] == graph.rank[sends]) & (graph.peer[sends] == graph.rank[rows])
     if not (ends & (graph.bytes[rows] == graph.bytes[sends]) & (sends < rows)).all():
         raise Unsound("a receive and its send differ in ranks or bytes, or stand in the wrong order")
+
+
+def _lanes(graph: ExecutionGraph) -> None:
+    """A lane does one thing after the other: each event follows the one before it in its lane."""
+    by_lane = np.lexsort((graph.order, graph.lane, graph.rank))
+    before, after = by_lane[:-1], by_lane[1:]
+    same = (graph.rank[before] == graph.rank[after]) & (graph.lane[before] == graph.lane[after])
+    before, after = before[same], after[same]
+    expected = np.full(len(graph.rank), -1)
+    expected[after] = before
+    follower = np.repeat(np.arange(len(graph.rank)), np.diff(graph.dep_ptr))
+    linked = np.zeros(len(graph.rank), bool)
+    linked[follower[graph.dep_idx == expected[follower]]] = True
+    missing = np.flatnonzero(~linked[after])
+    if len(missing):
+        first, then = int(before[missing[0]]), int(after[missing[0]])
+        raise Unsound(f"event {then} stands behind event {first} in a lane, and does not follow it")
 
 
 def _groups(graph: ExecutionGraph) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -19,12 +21,14 @@ from glasscluster.base.errors import BackendUnavailable, GlassError, InputError,
 from glasscluster.sim.ranks.backends.meeting_point import MeetingPoint, open_meeting_point
 from glasscluster.sim.ranks.backends.process_group import lost_message, make_wire, one_thread
 from glasscluster.sim.ranks.backends.ray_session import Session, loaded
+from glasscluster.sim.ranks.backends.siblings import STOPPED, state_of, stopped_rank
 from glasscluster.sim.ranks.collectives.registry import registered_elsewhere, take
 from glasscluster.sim.ranks.deadlock import describe_deadlock
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 
 OLDEST = (2, 59)
 MEETING_S = 120.0  # seconds for the actors to start and to join their group
+LOOK_S = 0.2  # how often the driver looks whether an actor's process is stopped
 GRACE_S = 2.0  # seconds after a stall in which other ranks may report what they waited for
 
 
@@ -53,8 +57,8 @@ class _Rank:
         device: str,
         timeout_s: float,
         compare: bool,
-    ) -> int:
-        """Enter the process group; returns this process's id."""
+    ) -> tuple[str, int]:
+        """Enter the process group; returns the name of this machine and this process's id."""
         import torch
         import torch.distributed as dist
 
@@ -74,7 +78,7 @@ class _Rank:
         gpu = torch.device(device, 0) if device == "cuda" else torch.device("cpu")
         store = dist.distributed_c10d._get_default_store() if compare else None
         self.wire = make_wire(rank, size, gpu, timeout_s, store)
-        return os.getpid()
+        return socket.gethostname(), os.getpid()
 
     def run(self, blob: bytes, record: bool, capacity: float | None) -> Outcome:
         """Run the program as this rank."""
@@ -96,7 +100,7 @@ class RayBackend:
         self.compare = compare
         self.gpus, self.device, self.timeout_s = gpus, device, timeout_s
         self.actors: list[Any] = []
-        self.pids: list[int] = []
+        self.processes: list[tuple[str, int]] = []  # of each rank: its machine, and its number there
         self.session: Session | None = None  # of our own
 
     # ---- start and stop ------------------------------------------------------------------------------------
@@ -129,12 +133,16 @@ class RayBackend:
         mask = os.umask(0o077)
         os.umask(mask)
         self.actors = [rank_class.remote(mask) for _ in range(self.gpus)]
+        self._join(ray)
+
+    def _join(self, ray: Any) -> None:
+        """Let the actors meet in a process group."""
         place = ray.get(self.actors[0].host.remote(), timeout=MEETING_S)
         joins = [
             actor.join.remote(rank, self.gpus, place, self.device, self.timeout_s, self.compare)
             for rank, actor in enumerate(self.actors)
         ]
-        self.pids = ray.get(joins, timeout=MEETING_S)
+        self.processes = ray.get(joins, timeout=MEETING_S)
 
     def close(self) -> None:
         """Kill the actors; stop Ray if we started it."""
@@ -163,8 +171,10 @@ class RayBackend:
         outcomes: dict[int, Outcome] = {}
         errors: list[GlassError] = []
         give_up = float("inf")
-        while waiting and time.monotonic() < give_up:
-            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=0.5)
+        stopped = StoppedRanks(self.processes, self.timeout_s)
+        while waiting and time.monotonic() < give_up and stopped.error is None:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=LOOK_S)
+            stopped.look(waiting.values(), errors)
             for future in ready:
                 error = self._collect(ray, future, waiting.pop(future), outcomes)
                 if error is not None:
@@ -173,9 +183,9 @@ class RayBackend:
                         GRACE_S if isinstance(error, RankStalled) else GRACE_S / 2
                     )  # other ranks may still report what they waited for
                     give_up = min(give_up, time.monotonic() + grace)
-        if errors:
+        if errors or stopped.error is not None:
+            failure = stopped.error or self._verdict(errors, outcomes)
             self.close()
-            failure = self._verdict(errors, outcomes)
             failure.__dict__["outcomes"] = list(outcomes.values())
             raise failure
         if lost := lost_message(outcome.unmatched for outcome in outcomes.values()):
@@ -187,7 +197,8 @@ class RayBackend:
         try:
             outcome = ray.get(future)
         except ray.exceptions.RayActorError:
-            return RankDied(f"rank {rank} died: its actor's process is gone", rank=rank, operation="run")
+            text = f"rank {rank} died: its actor's process {self.processes[rank][1]} is gone"
+            return RankDied(text, rank=rank, operation="run")
         except Exception as problem:
             return RankDied(f"rank {rank} failed in Ray: {_first_line(problem)}", rank=rank, operation="run")
         outcomes[rank] = outcome
@@ -212,6 +223,46 @@ class RayBackend:
             if verdict.cycle or any(w.peer in finished for w in waits):
                 return verdict
         return stalls[0]
+
+
+class StoppedRanks:
+    """Finds a rank whose process is stopped (SIGSTOP) for longer than an operation may wait.
+
+    The others may be unable to say so: they compare their calls in a store that lies in rank 0's process, and
+    a request there has no timeout of ours. Only processes of this machine can be looked at.
+
+    Args:
+        processes: of each rank: its machine, and its number there.
+        timeout_s: how long an operation may wait.
+    """
+
+    def __init__(self, processes: Sequence[tuple[str, int]], timeout_s: float) -> None:
+        here = socket.gethostname()
+        self.processes = {rank: pid for rank, (machine, pid) in enumerate(processes) if machine == here}
+        self.timeout_s = timeout_s
+        self.since: dict[int, float] = {}
+        self.error: RankStalled | None = None
+
+    def look(self, silent: Iterable[int], errors: Sequence[GlassError]) -> None:
+        """Set `error`, and end the stopped process, which Ray would wait for.
+
+        Args:
+            silent: the ranks that have not reported yet.
+            errors: what other ranks have seen; one that waited in vain may have waited for the stopped one.
+        """
+        now = time.monotonic()
+        for rank in silent:
+            if rank not in self.processes or state_of(self.processes[rank]) != STOPPED:
+                self.since.pop(rank, None)
+                continue
+            since = self.since.setdefault(rank, now)
+            waited = [e for e in errors if "wait" in e.__dict__]
+            if waited or now - since >= self.timeout_s:
+                seen = waited[0] if waited else RankStalled(f"nothing happened for {self.timeout_s:g} s")
+                self.error = stopped_rank(rank, self.processes[rank], seen)
+                with contextlib.suppress(OSError):
+                    os.kill(self.processes[rank], signal.SIGKILL)
+                return
 
 
 def _import_ray() -> Any:

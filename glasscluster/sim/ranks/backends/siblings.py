@@ -87,16 +87,12 @@ class Siblings:
 
     # ---- looking -------------------------------------------------------------------------------------------
     def _stopped(self, error: GlassError) -> GlassError | None:
-        stopped = [(rank, pid) for rank, pid in self._here() if state_of(pid) == STOPPED]
-        for _, pid in stopped:
+        found = [(rank, pid) for rank, pid in self._here() if state_of(pid) == STOPPED]
+        for _, pid in found:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGTERM)  # is taken when it goes on
                 os.kill(pid, signal.SIGCONT)
-        if not stopped:
-            return None
-        rank, pid = stopped[0]
-        text = f"rank {rank} is stopped: its process {pid} does not run (SIGSTOP); {error.message}"
-        return RankStalled(text, rank=rank, operation=error.operation, peer=self.rank)
+        return stopped_rank(*found[0], error) if found else None
 
     def _first_word(self, patience_s: float) -> GlassError | None:
         """What the first rank that failed has left in the store."""
@@ -127,6 +123,12 @@ class Siblings:
             return bool(self.store.check([key]))
         except Exception:  # the store goes with the agent
             return False
+
+
+def stopped_rank(rank: int, pid: int, error: GlassError) -> RankStalled:
+    """The error for a rank whose process is stopped. `error`: what a rank that waits has seen of it."""
+    text = f"rank {rank} is stopped: its process {pid} does not run (SIGSTOP); {error.message}"
+    return RankStalled(text, rank=rank, operation=error.operation, peer=error.rank)
 
 
 def state_of(pid: int) -> str:

@@ -13,6 +13,7 @@ the order in which they were sent. A message is copied by whichever of its two r
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -43,10 +44,13 @@ from glasscluster.sim.ranks.wire import TAGS_PER_GROUP, Ticket, Wire
 
 TIMEOUT_S = 600.0  # how long a rank may compute without a message
 GRACE_S = 2.0  # after a failure: how long the other ranks have to unwind
+EXIT_S = 30.0  # how long the interpreter's end waits for ranks that are inside an operator
 REFUSALS = 1000  # how often a rank may communicate after a failure before it is left standing
 STACK_SHOWN = 8  # the innermost lines of a rank that computes for too long
 
 RUNNABLE, BLOCKED, FINISHED = "runnable", "blocked", "finished"
+
+_left_behind: list[threading.Event] = []  # set when a rank ends that a failed run did not wait for
 
 
 class _Abandoned(BaseException):
@@ -67,6 +71,7 @@ class Scheduler:
         # whether a rank waits for any of its tickets, or for all
         self.enough: list[Callable[..., bool]] = [any] * size
         self.threads: list[threading.Thread] = []
+        self.ended = [threading.Event() for _ in range(size)]  # a rank's thread does nothing any more
         self.sends: dict[tuple[int, int, int], deque[Ticket]] = defaultdict(deque)
         self.receives: dict[tuple[int, int, int], deque[Ticket]] = defaultdict(deque)
         self.failure: GlassError | None = None
@@ -130,18 +135,36 @@ class Scheduler:
         )
 
     def watch(self, timeout_s: float) -> None:
-        """Wait until every rank has finished, or for one that keeps its turn for longer than `timeout_s`."""
+        """Wait until every rank has finished, or for one that keeps its turn for longer than `timeout_s`.
+
+        Thread.join is not used: where a ctrl-C interrupts it, Python takes the thread for ended, and then the
+        interpreter's own end aborts the process, because the thread is still inside torch.
+        """
         step = min(1.0, timeout_s / 4)
-        for thread in self.threads:
-            while thread.is_alive() and self.failure is None:
-                thread.join(step)
-                if thread.is_alive() and time.monotonic() - self.since > timeout_s:
+        for ended in self.ended:
+            while not ended.is_set() and self.failure is None:
+                if not ended.wait(step) and time.monotonic() - self.since > timeout_s:
                     self.fail(self._busy(timeout_s))
         patience = time.monotonic() + GRACE_S
-        for thread in self.threads:  # after a failure: as long as unwinding takes, and no longer
-            thread.join(max(0.0, patience - time.monotonic()) if self.failure is not None else None)
-            if thread.is_alive():
+        # after a failure: as long as unwinding takes, and no longer
+        for ended, thread in zip(self.ended, self.threads, strict=True):
+            left = max(0.0, patience - time.monotonic()) if self.failure is not None else None
+            if thread.ident is not None and not ended.wait(left):
                 _interrupt(thread)
+                _left_behind.append(ended)
+
+    def let_go(self) -> None:
+        """Unwind every rank after a ctrl-C, or SIGTERM, before the interpreter ends; a second one does not
+        interrupt that, which takes GRACE_S at the most.
+        """
+        self.fail(GlassError("interrupted"))
+        end = time.monotonic() + GRACE_S
+        while time.monotonic() < end:
+            try:
+                self.watch(GRACE_S)
+                return
+            except KeyboardInterrupt:
+                continue
 
     def _mismatch(self, src: int, dst: int, message: str) -> None:
         raise CollectiveMismatch(message, rank=dst, operation="recv", peer=src)
@@ -171,6 +194,7 @@ class Scheduler:
             return
         self.refused[me] += 1
         if self.refused[me] > REFUSALS:
+            self.ended[me].set()
             threading.Event().wait()  # for ever: the thread is a daemon, and nobody waits for it
         raise _Abandoned
 
@@ -343,6 +367,7 @@ class ThreadsBackend:
                 scheduler.fail(RankDied(text, rank=rank, operation="run"))
             finally:
                 scheduler.finish(rank)
+                scheduler.ended[rank].set()
 
         threads_before = torch.get_num_threads()
         scheduler.threads = [
@@ -354,9 +379,8 @@ class ThreadsBackend:
                 thread.start()
             scheduler._hand_over()
             scheduler.watch(self.timeout_s)
-        except BaseException:  # a person's ctrl-C, or SIGTERM: let the ranks go before the interpreter does
-            scheduler.fail(GlassError("interrupted"))
-            scheduler.watch(GRACE_S)
+        except BaseException:  # a person's ctrl-C, or SIGTERM
+            scheduler.let_go()
             raise
         finally:
             torch.set_num_threads(threads_before)
@@ -373,6 +397,16 @@ class ThreadsBackend:
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+@atexit.register
+def _wait_for_those_left_behind() -> None:
+    """Before the interpreter ends, wait for ranks that are inside an operator: torch aborts the process when
+    one comes back and finds no interpreter.
+    """
+    end = time.monotonic() + EXIT_S
+    for ended in _left_behind:
+        ended.wait(max(0.0, end - time.monotonic()))
 
 
 def _interrupt(thread: threading.Thread) -> None:

@@ -104,6 +104,10 @@ def from_data(data: Any, *, name: str) -> Topology:
             return _saved(data, data.get("name", name))
         edges = "edges" if "edges" in data else "links"
         graph = nx.node_link_graph({"directed": False, "multigraph": False, "graph": {}, **data}, edges=edges)
+        listed = {_node(node["id"]) for node in data["nodes"]}
+        if unlisted := [node for node in graph if node not in listed]:  # networkx would make a GPU of it
+            rule = "is named by an edge, and nodes do not list it"
+            raise InputError("topology", unlisted[0], rule, sorted(map(str, listed)))
     except InputError:
         raise
     except Exception as problem:  # networkx may raise anything when the data is malformed
