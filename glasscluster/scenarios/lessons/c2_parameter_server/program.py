@@ -104,9 +104,9 @@ def check_bytes(lab: Lab, single: Any, sharded: Any, load: dict[str, list[int]],
     lab.row("ranks_with_a_wrong_sum", 0, wrong, "definition", unit="ranks")
 
 
-def check_steps(lab: Lab, ring: Any, sharded: Any) -> dict[str, int]:
+def check_steps(lab: Lab, ring: Any, sharded: Any) -> dict[str, Any]:
     """Check how many messages wait for each other in a chain: two with servers, 2(N−1) in a ring."""
-    steps = {"longest": ring.message_chain(), "shortest": sharded.message_chain()}
+    steps: dict[str, Any] = {"longest": ring.message_chain(), "shortest": sharded.message_chain()}
     lab.row("steps_of_servers", 2, steps["shortest"], "a push, then a pull", unit="steps")
     lab.row("steps_of_a_ring", 2 * (ring.ranks - 1), steps["longest"], "Eq 8", unit="steps")
     return steps
