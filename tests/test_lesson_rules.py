@@ -49,7 +49,7 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C5 C6
+        C6
 
         D2 D3 D4 D5 D6
 
@@ -66,7 +66,7 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C5 C6
+        C6
 
         D2 D3 D4 D5 D6
 
@@ -83,7 +83,7 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C5 C6
+        C6
 
         D2 D3 D4 D5 D6
 
@@ -98,7 +98,7 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C5 C6
+        C6
 
         D2 D3 D4 D5 D6
 
@@ -115,7 +115,7 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C5 C6
+        C6
 
         D2 D3 D4 D5 D6
 
@@ -132,7 +132,7 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C5 C6
+        C6
 
         D2 D3 D4 D5 D6
 
@@ -149,7 +149,7 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C5 C6
+        C6
 
         D2 D3 D4 D5 D6
 
