@@ -49,8 +49,6 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C6
-
         D2 D3 D4 D5 D6
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
@@ -65,8 +63,6 @@ NOT_YET: dict[str, str] = {
         A1 A2 A3 A4 A6 A7 A8 A9
 
         B1 B2 B4 B5 B6 B7
-
-        C6
 
         D2 D3 D4 D5 D6
 
@@ -83,8 +79,6 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C6
-
         D2 D3 D4 D5 D6
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
@@ -97,8 +91,6 @@ NOT_YET: dict[str, str] = {
         A1 A2 A3 A4 A6 A7 A9
 
         B1 B2 B4 B5 B6 B7
-
-        C6
 
         D2 D3 D4 D5 D6
 
@@ -115,8 +107,6 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C6
-
         D2 D3 D4 D5 D6
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
@@ -132,8 +122,6 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C6
-
         D2 D3 D4 D5 D6
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
@@ -148,8 +136,6 @@ NOT_YET: dict[str, str] = {
         A1 A2 A3 A4 A6 A7 A8 A9
 
         B1 B2 B4 B5 B6 B7
-
-        C6
 
         D2 D3 D4 D5 D6
 
