@@ -49,8 +49,6 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C1 C2 C3 C4 C5 C6 C7
-
         D2 D3 D4 D5 D6
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
@@ -65,8 +63,6 @@ NOT_YET: dict[str, str] = {
         A8
 
         B1 B2 B4 B5 B6 B7
-
-        C1 C2 C3 C4 C5 C6 C7
 
         D2 D3 D4 D5 D6
 
@@ -83,8 +79,6 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C1 C2 C3 C4 C5 C6 C7
-
         D2 D3 D4 D5 D6
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
@@ -97,8 +91,6 @@ NOT_YET: dict[str, str] = {
         
 
         B1 B2 B4 B5 B6 B7
-
-        C1 C2 C3 C5 C6 C7
 
         D2 D3 D4 D5 D6
 
@@ -115,8 +107,6 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C1 C2 C3 C4 C5 C6
-
         D2 D3 D4 D5 D6
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
@@ -131,8 +121,6 @@ NOT_YET: dict[str, str] = {
         A8
 
         B1 B2 B4 B5 B6 B7
-
-        C1 C2 C3 C4 C5 C6 C7
 
         D2 D3 D4 D5 D6
 
@@ -149,8 +137,6 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        C1 C2 C3 C4 C5 C6 C7
-
         D2 D3 D4 D5 D6
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
@@ -161,8 +147,6 @@ NOT_YET: dict[str, str] = {
     """,
     "own_story": """
         B2
-
-        C1 C3
 
         D2 D3 D4
 

@@ -139,6 +139,7 @@ BYTES = {  # rows that four bytes more in every message must fail
     ]
     + [f"busiest port, K = {k}" for k in (1, 2, 4, 8, 16)]
     + [f"time behind one switch, K = {k}" for k in (1, 16)],
+    "C3": ["sent by every rank", "time on classroom"] + [f"sent by a rank, N = {n}" for n in (2, 3, 4, 6, 8)],
     "C4": [
         f"sent by each rank in {what}"
         for what in ("reduce-scatter", "all-gather", "all-to-all", "all-reduce", "a ZeRO step")
@@ -162,10 +163,14 @@ BYTES = {  # rows that four bytes more in every message must fail
         "time of tree, N = 8",
         "time of ring, N = 16, 1024 bytes",
         "size at which ring and tree take the same time",
+        "size at which ring and tree take the same time, N = 4",
+        "sent by the busiest rank of a double binary tree, N = 8",
     ],
     "C6": [f"sent to another node by each GPU, {m} x 8 GPUs" for m in (2, 8)]
     + [f"time in two levels, {m} x 8 GPUs" for m in (2, 8)]
-    + ["sent to another node by a flat ring's last GPU of a node"],
+    + [f"sent to other nodes by all GPUs of a node, {m} x 8 GPUs" for m in (2, 8)]
+    + ["sent to another node by a flat ring's last GPU of a node"]
+    + ["time in a flat ring whose border ports never rest, 8 x 8 GPUs"],
 }
 ONE_RANK = {  # rows that four bytes more in the messages of rank 0 must fail
     "C2": ["ranks that sent something else"],

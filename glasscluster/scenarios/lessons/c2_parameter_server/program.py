@@ -63,7 +63,7 @@ def parameter_server(lab: Lab, gpus: int = 16, elements: int = 800_000) -> None:
     ring_run = lab.cluster(gpus).run(program, elements, "ring", None)
     loads = {1: port_load(single.graph, network), gpus: port_load(sharded.graph, network)}
     busiest = max(loads[1]["in"] + loads[1]["out"])
-    lab.ask("busiest_port", busiest / size, "S", gpus=gpus)
+    lab.ask("busiest_port", busiest / size, gpus=gpus)
 
     check_bytes(lab, single, sharded, loads[1], size)
     shared = check_ports_and_times(lab, runs, star, network, size)
@@ -81,14 +81,12 @@ def parameter_server(lab: Lab, gpus: int = 16, elements: int = 800_000) -> None:
     between = max((k for k in counts if k < gpus), key=lambda k: shared[k] / least[k])
     if shared[between] > 2 * least[between]:
         lab.tell("between", between=between, least_ms=least[between] * 1e3, between_ms=shared[between] * 1e3)
-    chains: dict[str, Any] = {
-        "longest": ring_run.graph.message_chain(),
-        "shortest": sharded.graph.message_chain(),
-    }
-    lab.tell("ring", **chains, ring_ms=ring * 1e3)
+    chains = check_steps(lab, ring_run.graph, sharded.graph)
+    lab.tell("ring", **chains, ring_ms=ring * 1e3, sharded_ms=shared[gpus] * 1e3)
     lab.conclude(busiest=busiest / size, shard_in=shard["shard_in"])
     lab.explain()
-    lab.own_number(busiest=busiest / size, **shard)
+    lab.card(**chains)
+    lab.own_number(busiest=busiest / size, gpus=gpus, **shard)
 
 
 def check_bytes(lab: Lab, single: Any, sharded: Any, load: dict[str, list[int]], size: int) -> None:
@@ -104,6 +102,14 @@ def check_bytes(lab: Lab, single: Any, sharded: Any, load: dict[str, list[int]],
     lab.row("ranks_that_sent_something_else", 0, different, "Eq 11, K = N", unit="ranks")
     wrong = sum(x != sum(range(gpus)) for x in single.results + sharded.results)
     lab.row("ranks_with_a_wrong_sum", 0, wrong, "definition", unit="ranks")
+
+
+def check_steps(lab: Lab, ring: Any, sharded: Any) -> dict[str, Any]:
+    """Check how many messages wait for each other in a chain: two with servers, 2(N−1) in a ring."""
+    steps: dict[str, Any] = {"longest": ring.message_chain(), "shortest": sharded.message_chain()}
+    lab.row("steps_of_servers", 2, steps["shortest"], "a push, then a pull", unit="steps")
+    lab.row("steps_of_a_ring", 2 * (ring.ranks - 1), steps["longest"], "Eq 8", unit="steps")
+    return steps
 
 
 def check_ports_and_times(

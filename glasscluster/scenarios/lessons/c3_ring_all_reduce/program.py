@@ -32,7 +32,7 @@ def ring_all_reduce(lab: Lab, gpus: int = 8, elements: int = 800_000) -> None:
     run = lab.run("ring", lab.text("ring"), program, elements, gpus, gpus=gpus)
     sent = run.graph.bytes_sent()
     ratio = sent[0] / size
-    lab.ask("bytes_sent", ratio, "S", gpus=gpus)
+    lab.ask("bytes_sent", ratio, gpus=gpus)
 
     lab.row("sent_by_every_rank", 2 * (gpus - 1) * size // gpus, sent[0], "Eq 9")
     others = sum(s != sent[0] for s in sent)
@@ -52,23 +52,30 @@ def ring_all_reduce(lab: Lab, gpus: int = 8, elements: int = 800_000) -> None:
     )
 
     counts = [n for n in SWEEP if n <= gpus]
-    volumes = [sent_by_fullest(lab, gpus, n) for n in counts]
-    tens_of_steps = [2 * (n - 1) / 10 for n in counts]
+    volumes, chains = zip(*(over_some_ranks(lab, gpus, n) for n in counts), strict=True)
 
     def growth(lang: str) -> Any:
         series = {
             lab.word("sent_per_gpu", lang): (counts, volumes),
-            lab.word("steps", lang): (counts, tens_of_steps),
+            lab.word("steps", lang): (counts, [steps / 10 for steps in chains]),
         }
         return lines(series, lab.word("gpus", lang), "")
 
     lab.figure("every_message", lambda lang: messages(run.timeline, lang))
     lab.figure("what_grows_with_n", growth)
 
-    steps = 2 * (gpus - 1)
+    steps, took = run.graph.message_chain(), moving(run.timeline)
     lab.tell("every_rank_sent", view="tab=network", sent=sent[0], size=size, ratio=ratio, steps=steps)
+    growths: dict[str, Any] = {"fewest": counts[0], "least": volumes[0], "fewest_steps": chains[0]}
+    growths |= {"most": counts[-1], "largest": volumes[-1], "most_steps": chains[-1]}
+    lab.tell("growth", **growths)
+    latency = steps * hardware(lab.hardware).link(0, 1).alpha / took
+    lab.tell(
+        "time", view="tab=timeline", hardware=lab.hardware, took_us=took * 1e6, steps=steps, latency=latency
+    )
     lab.conclude(ratio=ratio)
     lab.explain()
+    lab.card(**growths)
     lab.own_number(ratio=ratio, gpus=gpus)
 
 
@@ -86,7 +93,13 @@ def moving(timeline: Any) -> float:
     return max(w["end"] for w in works) - max(w["launched"] for w in works)
 
 
-def sent_by_fullest(lab: Lab, gpus: int, members: int) -> float:
-    """The bytes that a rank sends when the first `members` ranks sum a vector, over the vector's bytes."""
-    run = lab.cluster(gpus).run(program, SWEEP_ELEMENTS, members)
-    return max(run.graph.bytes_sent()) / (4 * SWEEP_ELEMENTS)
+def over_some_ranks(lab: Lab, gpus: int, members: int) -> tuple[float, int]:
+    """Sum a vector over the first `members` ranks, and check what that takes.
+
+    Returns the bytes that a rank sends, over the vector's bytes, and the steps.
+    """
+    graph = lab.cluster(gpus).run(program, SWEEP_ELEMENTS, members).graph
+    size, sent, steps = 4 * SWEEP_ELEMENTS, max(graph.bytes_sent()), graph.message_chain()
+    lab.row("sent_over_n", 2 * (members - 1) * size // members, sent, "Eq 9", n=members)
+    lab.row("steps_over_n", 2 * (members - 1), steps, "Eq 8", unit="steps", n=members)
+    return sent / size, steps

@@ -100,7 +100,9 @@ def collective_algebra(lab: Lab, gpus: int = 8, block: int = 200) -> None:
     check_time(lab, "name_detour", "tree", doublings, spent["root"], gpus, size)
 
     ratio = spent["root"] / spent["scatter"]
-    lab.ask("ratio", ratio, "×", gpus=gpus, size=size)
+    link = hardware(lab.hardware).link(0, 1)
+    wire: dict[str, Any] = {"alpha_us": link.alpha * 1e6, "beta_gb": link.bandwidth / 1e9}
+    lab.ask("ratio", ratio, gpus=gpus, size=size, **wire)
     seen = lab.cluster(PICTURED).run(digits).results
     lab.figure("who_is_where", lambda lang: who_is_where(lab, seen, lang))
 
@@ -120,7 +122,7 @@ def collective_algebra(lab: Lab, gpus: int = 8, block: int = 200) -> None:
     lab.tell("over_rank_0", view="tab=timeline&run=root", **times, **ports)
     lab.conclude(ratio=ratio)
     lab.explain()
-    lab.own_number(ratio=ratio, gpus=gpus)
+    lab.own_number(ratio=ratio, gpus=gpus, **ports)
 
 
 def check_results(lab: Lab, results: dict[str, Any], gpus: int, block: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from glasscluster.base.errors import InputError
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
-from glasscluster.sim.ranks.collectives import THEORY
+from glasscluster.sim.ranks.collectives import THEORY, double_tree
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import hardware
 from glasscluster.sim.time.network import Cable, build
@@ -78,11 +78,15 @@ def ring_tree_doubling(lab: Lab, gpus: int = 256, nbytes: int = 8_000_000) -> No
         )
     wrong = sum(x != sum(range(REAL)) for run in runs.values() for x in run.results)
     lab.row("ranks_with_a_wrong_sum", 0, wrong, "definition", unit="ranks")
-    replayed = record_large(lab, wide, gpus)
-    met = check_meetings(lab, wide, gpus, replayed)
+    two_trees = check_two_trees(lab, nbytes)
+    replayed, fewer = record_large(lab, wide, gpus), max(4, gpus // 4)
+    met = check_meetings(lab, wide, gpus, replayed, "meeting")
+    met_fewer = met
+    if fewer < gpus:
+        met_fewer = check_meetings(lab, wide, fewer, record_large(lab, wide, fewer), "meeting_of_fewer")
 
     wire: dict[str, Any] = {"alpha_us": link.alpha * 1e6, "beta_gb": link.bandwidth / 1e9}
-    lab.ask("meeting", met["tree"] / 1e6, "MB", gpus=gpus, hardware=lab.hardware, **wire)
+    lab.ask("meeting", met["tree"] / 1e6, gpus=gpus, hardware=lab.hardware, **wire)
     sizes = [1024 * 4**k for k in range(11)]
     times = {a: [seconds(wide, a, gpus, size) for size in sizes] for a in ALGORITHMS}
     lab.figure("time_by_size", lambda lang: time_by_size(lab, sizes, times, replayed, lang), gpus=gpus)
@@ -105,6 +109,7 @@ def ring_tree_doubling(lab: Lab, gpus: int = 256, nbytes: int = 8_000_000) -> No
     lab.tell("shared_wires", view="tab=timeline&run=halving-doubling", gpus=REAL, **shared)
     lab.conclude(gpus=gpus, met_tree=met["tree"] / 1e6)
     lab.explain()
+    lab.card(two_trees=two_trees, fewer=fewer, met_fewer=met_fewer["tree"] / 1e6)
     lab.own_number(met_tree=met["tree"] / 1e6, gpus=gpus, hardware=lab.hardware)
 
 
@@ -130,9 +135,17 @@ def record_large(lab: Lab, machine: Any, gpus: int) -> dict[str, list[tuple[int,
     return replayed
 
 
-def check_meetings(lab: Lab, machine: Any, gpus: int, replayed: Any) -> dict[str, float]:
+def check_two_trees(lab: Lab, nbytes: int) -> float:
+    """Check what the busiest rank sends in a double binary tree; return it in multiples of the buffer."""
+    graph = lab.cluster(REAL).run(program, "double-tree", nbytes).graph
+    sent, source = max(graph.bytes_sent()), "Sanders, Speck and Träff 2009"
+    lab.row("sent_in_two_trees", max(double_tree.sent(REAL, nbytes)), sent, source, gpus=REAL)
+    return sent / nbytes
+
+
+def check_meetings(lab: Lab, machine: Any, gpus: int, replayed: Any, key: str) -> dict[str, float]:
     """Check the sizes at which the ring and another algorithm take the same time: replayed, against the
-    formula.
+    formula; `key` is that of the rows.
 
     Returns the replayed sizes in bytes, by algorithm.
     """
@@ -143,7 +156,8 @@ def check_meetings(lab: Lab, machine: Any, gpus: int, replayed: Any) -> dict[str
         other = [(size, seconds(machine, a, gpus, size)) for size in ends]
         met[a] = crossing(replayed["ring"], replayed[a])
         source, name = "Eq 8, solved for S", lab.text(f"name_{a}")
-        lab.row("meeting", crossing(ring, other), None, source, simulated=met[a], **VIRTUAL, algorithm=name)
+        names: dict[str, Any] = {"algorithm": name} | ({} if key == "meeting" else {"gpus": gpus})
+        lab.row(key, crossing(ring, other), None, source, simulated=met[a], **VIRTUAL, **names)
     return met
 
 

@@ -55,6 +55,7 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
 
     check_two_levels(lab, hw, levels, nodes, nbytes)
     check_two_levels(lab, hw, two, large_nodes, shown)
+    check_flat_ring(lab, hw, ring, large_nodes, shown)
     n = large_nodes * g
     last = between_nodes(ring.graph, g)[g - 1]
     lab.row("flat_rings_last_gpu", 2 * (n - 1) * shown // n, last, "Eq 9")
@@ -65,14 +66,9 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
     gain = {key: rings[key].timeline.makespan / twos[key].timeline.makespan for key in rings}
     ratio, speed_up = hw.intra.bandwidth / hw.inter.bandwidth, gain[large_nodes, shown]
     cluster: dict[str, Any] = {"large_nodes": large_nodes, "g": g}
-    lab.ask("speed_up", speed_up, "×", **cluster, hardware=hw.name, shown_mib=shown / 2**20)
+    lab.ask("speed_up", speed_up, **cluster, hardware=hw.name, shown_mib=shown / 2**20, **both_links(hw))
     sent = {way: between_nodes(run.graph, g)[:g] for way, run in (("one_ring", ring), ("levels", two))}
-
-    def by_gpu(lang: str) -> Any:
-        series = {lab.word(way, lang): [b / shown for b in by_rank] for way, by_rank in sent.items()}
-        return bars([f"GPU {i}" for i in range(g)], series, lab.word("through_port", lang))
-
-    lab.figure("sent_to_other_nodes", by_gpu, **cluster)
+    lab.figure("sent_to_other_nodes", lambda lang: by_gpu(lab, sent, shown, lang), **cluster)
     lab.figure("speed_up", lambda lang: gains(lab, gain, g, ratio, lang))
     took: dict[str, Any] = {
         "flat_us": flat.timeline.makespan * 1e6,
@@ -92,6 +88,7 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
     lab.tell("small", smallest=sizes[0], gain=gain[large_nodes, sizes[0]], **steps)
     lab.conclude(speed_up=speed_up, **cluster, ratio=ratio)
     lab.explain()
+    lab.card(**steps, shown_mib=shown / 2**20)
     lab.own_number(speed_up=speed_up, **cluster, hardware=hw.name, ratio=ratio)
 
 
@@ -115,8 +112,44 @@ def check_two_levels(lab: Lab, hw: Any, run: Any, m: int, size: int) -> None:
     lab.row("time", seconds, None, source, simulated=run.timeline.makespan, **virtual, m=m, g=g)
     crossed = between_nodes(run.graph, g)
     lab.row("sent_by_each_gpu", 2 * (m - 1) * size // (m * g), crossed[0], "Eq 12", m=m, g=g)
+    together = 2 * (m - 1) * size // m
+    lab.row("sent_by_a_node", together, sum(crossed[:g]), "Eq 12, over g GPUs", m=m, g=g)
     others = sum(c != crossed[0] for c in crossed)
     lab.row("gpus_that_sent_something_else", 0, others, "Eq 12", unit="ranks", m=m, g=g)
+
+
+def check_flat_ring(lab: Lab, hw: Any, run: Any, m: int, size: int) -> None:
+    """Check the time of a flat ring whose ports at the nodes' borders never rest."""
+    source, virtual = "derivation: the border's port never rests", {"match": "virtual", "tolerance": 1e-9}
+    options: dict[str, Any] = {"unit": "s", "m": m, "g": hw.node_size, **virtual}
+    seconds, time = flat_ring_seconds(hw, m, size), run.timeline.makespan
+    lab.row("time_of_a_flat_ring", seconds, None, source, simulated=time, **options)
+
+
+def flat_ring_seconds(hw: Any, m: int, size: int) -> float | None:
+    """The seconds of a flat ring over m nodes in which every chunk passes the port at each node's border one
+    after the other; None for buffers so small that the port waits for chunks.
+    """
+    n, near, far = m * hw.node_size, hw.intra, hw.inter
+    added, steps, crossings = (n - 1) * size / n / hw.gpu.reduce_rate, 2 * (n - 1), 2 * m
+    port = steps * (far.overhead_s + size / n / far.bandwidth) + far.latency_s
+    hops = (near.alpha + size / n / near.bandwidth, far.alpha + size / n / far.bandwidth)
+    journey = (steps - crossings) * hops[0] + crossings * hops[1]  # of one chunk, the longest there is
+    return port + added if port > 2 * journey else None
+
+
+def both_links(hw: Any) -> dict[str, Any]:
+    """The constants of the link inside a node and of that between nodes, for a text."""
+    ends: dict[str, Any] = {"near": hw.intra, "far": hw.inter}
+    alphas = {f"alpha_{name}": link.alpha * 1e6 for name, link in ends.items()}
+    return alphas | {f"beta_{name}": link.bandwidth / 1e9 for name, link in ends.items()}
+
+
+def by_gpu(lab: Lab, sent: dict[str, list[int]], size: int, lang: str) -> Any:
+    """Draw what each GPU of a node sends to other nodes, in multiples of the buffer."""
+    series = {lab.word(way, lang): [b / size for b in by_rank] for way, by_rank in sent.items()}
+    gpus = [f"GPU {i}" for i in range(len(sent["levels"]))]
+    return bars(gpus, series, lab.word("through_port", lang))
 
 
 def gains(lab: Lab, gain: dict[tuple[int, int], float], g: int, ratio: float, lang: str) -> Any:

@@ -81,7 +81,7 @@ def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: i
     fixed = [[step for name in NAMES for step in steps_of(name, r, RANKS, True)] for r in range(RANKS)]
     run = lab.run("repaired", lab.text("repaired"), program, list(NAMES), large, True, gpus=RANKS)
     hangs = {(e, s): sum(deadlocks[n, e, s] is not None for n in NAMES) for e, s in cases}
-    lab.ask("hangs", hangs[eager, small], "programs", small=small, eager_kib=eager_kib)
+    lab.ask("hangs", hangs[eager, small], small=small, eager_kib=eager_kib, ranks=RANKS, programs=len(NAMES))
     for e, s in cases:
         ruled = sum(bool(waits[n, e, s]) for n in NAMES)
         lab.row("programs_that_hang", ruled, hangs[e, s], "rule", unit="programs", s=s, e=e)
@@ -104,11 +104,12 @@ def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: i
     unbuffered: dict[str, Any] = {"hang_unbuffered": hangs[0, small], "ring": cycle_names(stuck["ring"])}
     lab.tell("without_buffering", **counts, **unbuffered)
     buffered: dict[str, Any] = {
+        "eager_kib": eager_kib,
         "hang_small": hangs[eager, small],
         "hang_large": hangs[eager, large],
         "large_kib": large_kib,
     }
-    lab.tell("with_buffering", eager_kib=eager_kib, small=small, **buffered)
+    lab.tell("with_buffering", small=small, **buffered)
     tag = deadlocks["tag", eager, small]
     assert tag is not None
     near = next(w.near_miss for w in tag.waits if w.near_miss)
@@ -117,6 +118,7 @@ def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: i
     lab.tell("repaired", view="tab=timeline&run=repaired")
     lab.conclude(hidden=hangs[eager, large] - hangs[eager, small], **counts)
     lab.explain()
+    lab.card(hang_unbuffered=hangs[0, small])
     lab.own_number(**counts, **buffered)
 
 
