@@ -116,7 +116,7 @@ def _options(function: ast.FunctionDef, tree: ast.Module) -> dict[str, inspect.P
     for argument, default in pairs[1:]:
         value: Any = inspect.Parameter.empty
         if default is not None:
-            written = default
+            written: ast.expr | None = default
             if isinstance(default, ast.Name):
                 written = constants.get(default.id) or _imported(default.id, tree)
             value = ast.literal_eval(written) if written is not None else _refuse()
