@@ -142,7 +142,7 @@ ENTRIES: dict[str, Entry] = {
             Said("bubble", "气泡"),
             Said(
                 "the rank waits for another pipeline stage, and no message that it waits for is in flight",
-                "rank 在等另一个流水线级，而它等的消息还没有发出",
+                "rank 在等另一个流水线阶段，而它等的消息还没有发出",
             ),
             "#e3e3e3",
             hatch="/",

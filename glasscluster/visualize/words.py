@@ -88,7 +88,7 @@ CATALOGUE: dict[str, Said] = {
     "side_by_side": Said("The runs on one time axis", "同一时间轴上的各次运行"),
     # the roofline
     "roof": Said("Roof: min(peak, intensity × bandwidth)", "屋顶线：min(峰值, 强度 × 带宽)"),
-    "intensity": Said("FLOPs per byte of slow memory", "每字节慢速内存访问的 FLOPs"),
+    "intensity": Said("FLOPs per byte of slow memory", "每字节慢速显存访问的 FLOPs"),
     "ridge_at": Said(
         "ridge: {ridge:.3g} FLOPs a byte, {precision}", "脊点：每字节 {ridge:.3g} FLOPs，{precision}"
     ),

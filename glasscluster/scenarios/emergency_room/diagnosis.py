@@ -108,7 +108,7 @@ RULES = (
     ),
     Rule(
         "init-too-large",
-        ("the first loss is over ln V + 1", "首个损失超过 ln V + 1"),
+        ("the first loss is over ln V + 1", "初始损失超过 ln V + 1"),
         lambda s: s.first_excess,
         1.0,
     ),

@@ -317,7 +317,7 @@ ZOO: tuple[Bug, ...] = (
         (
             "Each micro-batch's loss is a mean over its own tokens, and the means are averaged: tokens of "
             "short sequences weigh more.",
-            "每个微批的损失先按自己的 token 取平均，再把平均值平均：短序列里的 token 权重更大。",
+            "每个微批次的损失先按自己的 token 取平均，再把平均值平均：短序列里的 token 权重更大。",
         ),
         (
             Upstream(
