@@ -156,7 +156,9 @@ def symbols(taught: Lesson) -> Complaints:
 def unexplained(text: str, known: set[str]) -> list[str]:
     """The symbols of a formula that are not among the known ones. Words of two small letters or more are words."""
     found = []
-    for run in re.findall(r"[A-Za-zΑ-ω]+(?:_(?:\{[^}]*\}|\w+))*", re.sub(r"(?<= )a(?= )|Eq \d+", " ", text)):
+    for run in re.findall(
+        r"[A-Za-zΑ-ω]+(?:_(?:\{[^}]*\}|\w+))*", re.sub(r"(?<= )a(?= )|Eq \d+|1F1B", " ", text)
+    ):
         base = run.split("_")[0]
         if base == "Σ":
             continue
