@@ -53,7 +53,7 @@ NOT_YET: dict[str, str] = {
 
         D2 D3 D4 D5 D6
 
-        E7 E8 E9 E10 E11
+        E8 E9 E10 E11
 
         F1 F3 F4
 
@@ -70,7 +70,7 @@ NOT_YET: dict[str, str] = {
 
         D2 D3 D4 D5 D6
 
-        E7 E8 E9 E10 E11
+        E8 E9 E10 E11
 
         F1 F3 F4
 
@@ -87,7 +87,7 @@ NOT_YET: dict[str, str] = {
 
         D2 D3 D4 D5 D6
 
-        E7 E8 E9 E10 E11
+        E8 E9 E10 E11
 
         F1 F3 F4
 
@@ -102,7 +102,7 @@ NOT_YET: dict[str, str] = {
 
         D2 D3 D4 D5 D6
 
-        E7 E8 E9 E10 E11
+        E8 E9 E10 E11
 
         F3 F4
 
@@ -119,7 +119,7 @@ NOT_YET: dict[str, str] = {
 
         D2 D3 D4 D5 D6
 
-        E7 E8 E9 E10 E11
+        E8 E9 E10 E11
 
         F1 F3 F4
 
@@ -136,7 +136,7 @@ NOT_YET: dict[str, str] = {
 
         D2 D3 D4 D5 D6
 
-        E7 E8 E9 E10 E11
+        E8 E9 E10 E11
 
         F1 F3 F4
 
@@ -153,7 +153,7 @@ NOT_YET: dict[str, str] = {
 
         D2 D3 D4 D5 D6
 
-        E7 E8 E9 E10 E11
+        E8 E9 E10 E11
 
         F1 F3 F4
 
