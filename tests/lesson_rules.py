@@ -158,7 +158,9 @@ def unexplained(text: str, known: set[str]) -> list[str]:
     words.
     """
     found = []
-    for run in re.findall(r"[A-Za-zΑ-ω]+(?:_(?:\{[^}]*\}|\w+))*", re.sub(r"(?<= )a(?= )|Eq \d+", " ", text)):
+    for run in re.findall(
+        r"[A-Za-zΑ-ω]+(?:_(?:\{[^}]*\}|\w+))*", re.sub(r"(?<= )a(?= )|Eq \d+|1F1B", " ", text)
+    ):
         base = run.split("_")[0]
         if base == "Σ":
             continue

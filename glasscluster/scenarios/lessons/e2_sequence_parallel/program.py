@@ -33,6 +33,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {  # of GPT-3's layer
     "cp": {"cut": True, "cp": 2},
     "selective": {"cut": True, "recompute": "selective"},
 }
+LONG = 8192  # tokens of the step that is timed
 WIDE, PLACES = 8, ("one", "two")  # GPT-3's tensor-parallel ranks; in how many nodes
 
 
@@ -50,12 +51,13 @@ def sequence_parallel(lab: Lab, t: int = 4, hidden: int = 64) -> None:
         for key, more in VARIANTS.items()
     }
     sent, again = check_units(lab, model, runs, plan)
-    lab.ask("units", sent["tp+sp"], "units", t=t)
+    lab.ask("units", sent["tp+sp"], "units", t=t, reduces=4, inputs=2)
     check_small_layer(lab, model, t)
     layouts = check_gpt3s_layer(lab)
     total = {key: sum(parts.values()) for key, (parts, _) in layouts.items()}
     steps, took = time_of_a_step()
     slower = sum(took["tp", "two"]) / sum(took["tp", "one"])
+    check_waits(lab, took)
 
     lab.figure("one_layer", lambda lang: one_layer(lab, steps, lang))
 
@@ -83,6 +85,7 @@ def sequence_parallel(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     lab.conclude(**units, share_kept=total["sp"] / total["tp"], slower=slower)
     lab.explain()
     lab.own_number(**units, times_less=total["tp"] / total["sp"], slower=slower)
+    lab.card(**megabytes, again=again, wide=WIDE, t=t)
 
 
 # ---- what is sent: real ranks
@@ -148,7 +151,7 @@ def time_of_a_step() -> tuple[dict[str, Any], dict[tuple[str, str], tuple[float,
     """Time a step: returns timelines by variant in one node, and (milliseconds computing, waiting) by variant
     and place.
     """
-    long, node = make_model("gpt3-175b", layers=2, seq=8192), hardware("dgx-h100")
+    long, node = make_model("gpt3-175b", layers=2, seq=LONG), hardware("dgx-h100")
     steps, took = {}, {}
     for key, more in VARIANTS.items():
         plan = make_plan(tp=WIDE, micro_batch=1, global_batch=1, precision="bf16", **more)
@@ -162,10 +165,34 @@ def time_of_a_step() -> tuple[dict[str, Any], dict[tuple[str, str], tuple[float,
     return steps, took
 
 
+def check_waits(lab: Lab, took: dict[tuple[str, str], tuple[float, float]]) -> None:
+    """Check how long TP waits: the all-reduces of two layers, of the embedding and of the head's input, and
+    three of the loss, none of which runs under a product. In two nodes the slow link sets the pace of a ring.
+    """
+    node, model = hardware("dgx-h100"), make_model("gpt3-175b")
+    waits = {}
+    for place, link in zip(PLACES, (node.intra, node.inter), strict=True):
+        sums = [2 * LONG * model.hidden] * (4 * 2 + 2) + [4 * LONG] * 3  # bytes
+        waits[place] = sum(ring_seconds(node, link, nbytes) for nbytes in sums) * 1e3
+    work, waited = took["tp", "one"]
+    virtual: dict[str, Any] = {"simulated": waited, "unit": "ms", "match": "virtual", "tolerance": 1e-9}
+    lab.row("waits", waits["one"], None, "Eq 8, Eq 18", **virtual)
+    times = sum(took["tp", "two"]) / (work + waited)
+    source = "Eq 8: every message as on the slow link"
+    roughly: dict[str, Any] = {"unit": "×", "match": "statistical", "tolerance": 0.1}
+    lab.row("slower", (work + waits["two"]) / (work + waits["one"]), times, source, **roughly)
+
+
+def ring_seconds(node: Any, link: Any, nbytes: int) -> float:
+    """The seconds of a ring's all-reduce over the wide ranks, with its additions (Eq 8)."""
+    each = nbytes / WIDE
+    return (WIDE - 1) * (2 * (link.alpha + each / link.bandwidth) + each / node.gpu.reduce_rate)
+
+
 # ---- see
 def one_layer(lab: Lab, steps: dict[str, Any], lang: str) -> Any:
     """Draw which collective stands where in a layer, by variant."""
-    h, s = make_model("gpt3-175b").hidden, 8192
+    h, s = make_model("gpt3-175b").hidden, LONG
     products = {6 * s * h * h // WIDE: "QKV", 2 * s * h * h // WIDE: "out", 8 * s * h * h // WIDE: "MLP"}
     return layer_strip([(lab.word(WORDS[key], lang), line) for key, line in steps.items()], 1, products, lang)
 

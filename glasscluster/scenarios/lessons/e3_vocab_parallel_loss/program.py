@@ -6,7 +6,7 @@ from math import log
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from glasscluster.model.parallel import Shard
 from glasscluster.scenarios.lab import Lab
@@ -18,6 +18,7 @@ from glasscluster.visualize.figures.plots import lines
 
 HIDDEN = 16
 VOCABULARIES, ODD, LARGEST = (64, 1_001, 8_192, 50_257), 1_001, 50_257
+SMALL = 66  # the vocabulary of the mistake
 
 
 def inputs(vocab: int, tokens: int) -> tuple[Any, Any, Any]:
@@ -29,11 +30,13 @@ def inputs(vocab: int, tokens: int) -> tuple[Any, Any, Any]:
     return x, table / HIDDEN**0.5, torch.randint(vocab, (1, tokens), generator=generator)
 
 
-def alone(vocab: int, tokens: int) -> tuple[float, Any, Any]:
-    """The loss and the gradients of x and of the table on one device, by torch's own cross-entropy."""
+def alone(vocab: int, tokens: int, zeros: int = 0) -> tuple[float, Any, Any]:
+    """The loss and the gradients of x and of the table on one device, by torch's own cross-entropy; `zeros`
+    more logits of every token are 0.
+    """
 
     x, table, targets = inputs(vocab, tokens)
-    logits = x.requires_grad_() @ table.requires_grad_().T
+    logits = pad(x.requires_grad_() @ table.requires_grad_().T, (0, zeros))
     loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     loss.backward()
     return float(loss.detach()), x.grad, table.grad
@@ -95,6 +98,9 @@ def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
     for v in VOCABULARIES:
         lab.row("scalars", 3 * 2 * (t - 1) * tokens * 8, scalar_bytes[v], "Eq 19, Eq 9", vocab=v)
         lab.row("gathered", (t - 1) * tokens * padded[v] * 8, gathered_bytes[v], "Eq 10", vocab=v)
+    lab.row(
+        "times", padded[LARGEST] / 6, times, "Eq 19: V/6, V padded", unit="×", tolerance=1e-12, vocab=LARGEST
+    )
     for what, worst in differences(cut, gathered, tokens, t).items():
         rounding: dict[str, Any] = {"unit": "relative", "tolerance": 1e-12, "what": lab.text(what)}
         lab.row("difference", 0, worst, "one device", **rounding)
@@ -104,7 +110,7 @@ def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
     touched = sum(rank["touched"] for rank in ranks)
     lab.row("padded_logits", 0, touched, "their logit is minus infinity", unit="logits")
     trained = lab.train("gpt", lab.text("gpt"), model=make_model("tiny", vocab=253), steps=2, tp=t)
-    mistaken = lab.cluster(t).run(program, 66, tokens, False, False).results[0]["loss"]
+    mistake = check_mistake(lab, tokens, t)
 
     lab.figure("three_all_reduces", lambda lang: three_all_reduces(lab, cut[ODD].results, lang), odd=ODD)
     each = {"gather_short": gathered_bytes, "scalars_short": scalar_bytes}
@@ -125,15 +131,26 @@ def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
     }
     sizes: dict[str, Any] = {"odd": ODD, "largest": LARGEST}
     lab.tell("time", view="tab=timeline&run=scalars", tokens=tokens, **sizes, **milliseconds)
-    mistake, _, _ = alone(66, tokens)
     padding: dict[str, Any] = {
-        "mistake": mistaken / mistake - 1,
+        "mistake": mistake,
+        "small": SMALL,
         "difference": trained.comparison["max_rel_grad_diff"],
     }
     lab.tell("padding", view="tab=checks&run=gpt", **sizes, t=t, **padding)
     lab.conclude(largest=LARGEST, times=times)
     lab.explain()
     lab.own_number(times=times, largest=LARGEST)
+    lab.card(mistake=mistake, small=SMALL)
+
+
+def check_mistake(lab: Lab, tokens: int, t: int) -> float:
+    """Check by how much the loss is too large where rows of padding count as tokens, as a share of it."""
+    right = alone(SMALL, tokens)[0]
+    expected = alone(SMALL, tokens, -SMALL % t)[0] / right - 1
+    mistake = lab.cluster(t).run(program, SMALL, tokens, False, False).results[0]["loss"] / right - 1
+    rounding: dict[str, Any] = {"unit": "relative", "tolerance": 1e-12, "vocab": SMALL}
+    lab.row("mistake", expected, mistake, "one device, logits of 0 appended", **rounding)
+    return float(mistake)
 
 
 SCALARS = ("max", "target", "sum")

@@ -41,10 +41,9 @@ def memory_of_1f1b(lab: Lab, p: int = 4, m: int = 8, hidden: int = 64) -> None:
         key: [activations(lab.dry(model=model, pp=p, schedule=key, global_batch=k)) for k in counts]
         for key in SCHEDULES
     }
-    few, some = grown["gpipe"][:2]
-    micro_batch_bytes = [
-        (b - a) / (m - p) for a, b in zip(few, some, strict=True)
-    ]  # bytes of a micro-batch, by stage
+    some, twice = grown["gpipe"][1:3]
+    # bytes of a micro-batch, by stage
+    micro_batch_bytes = [(b - a) / m for a, b in zip(some, twice, strict=True)]
     check_growth(lab, grown, micro_batch_bytes, m)
     for s in range(p):
         # 1F1B is fullest in the middle, where the gradient it sent last may still be on its way
@@ -55,9 +54,11 @@ def memory_of_1f1b(lab: Lab, p: int = 4, m: int = 8, hidden: int = 64) -> None:
             held_bytes["gpipe"][s] - held_bytes["1f1b"][s],
         )
         lab.row("holds_less", expected, less, source, s=s)
+    shares = {n: check_bubble(lab, p, n) for n in (m, 4 * m)}
 
     step_ms = runs["1f1b"][0].timeline.makespan * 1e3
-    lab.ask("lecture" if (p, m) == (4, 8) else "other_sizes", step_ms, "ms", p=p, m=m)
+    gpipe_ms = runs["gpipe"][0].timeline.makespan * 1e3
+    lab.ask("time_of_1f1b", step_ms, "ms", p=p, m=m, f_ms=1, b_ms=2, gpipe_ms=gpipe_ms)
     lab.figure("same_bubble", lambda lang: comparison_figure(shown, lang, "f = 1 ms, b = 2 ms"))
     lab.figure("staircase", lambda lang: staircase_figure(shown, lang))
     figures_of_the_gpt(lab, held_bytes, grown, counts)
@@ -72,6 +73,7 @@ def memory_of_1f1b(lab: Lab, p: int = 4, m: int = 8, hidden: int = 64) -> None:
     lab.conclude(ratio=ratio)
     lab.explain()
     lab.own_number(ratio=ratio, p=p, m=m)
+    lab.card(share=shares[m], share_many=shares[4 * m], many=4 * m)
 
 
 def check_equal_stages(lab: Lab, key: str, run: Any, drawn: Any, p: int, m: int) -> ScheduleRun:
@@ -84,6 +86,15 @@ def check_equal_stages(lab: Lab, key: str, run: Any, drawn: Any, p: int, m: int)
     virtual: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
     lab.row("time_of_a_step", (m + p - 1) * 3e-3, None, "Eq 20", simulated=time, **virtual, schedule=name)
     return ScheduleRun(f"<b>{name}</b>: {time * 1e3:g} ms", drawn)
+
+
+def check_bubble(lab: Lab, p: int, n: int) -> float:
+    """Check the bubble of 1F1B with n micro-batches: its list, played; return its share of the whole."""
+    share = one_f_one_b.schedule(p, n).validate(1e-3, 2e-3, 0.0, 0.0).bubble_fraction
+    expected, source = one_f_one_b.predict_bubble(p, n)[0], "Eq 20: (p−1)/(m+p−1)"
+    exactly: dict[str, Any] = {"unit": "", "match": "virtual", "tolerance": 1e-9}
+    lab.row("bubble", expected, None, source, simulated=share, **exactly, n=n)
+    return share
 
 
 def activations(run: Any) -> list[int]:

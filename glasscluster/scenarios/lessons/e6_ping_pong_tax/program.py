@@ -9,6 +9,7 @@ from typing import Any
 from glasscluster.scenarios.jobs import equal_stages
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
+from glasscluster.scenarios.texts import listed
 from glasscluster.strategies.pipeline.schedules import eager_1f1b, gpipe, one_f_one_b
 from glasscluster.strategies.pipeline.schedules.base import Schedule
 from glasscluster.visualize.figures.pipelines import ScheduleRun, comparison_figure, held
@@ -38,17 +39,16 @@ def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> Non
     }
     for key, by_hop in swept.items():
         check_longer_hops(lab, key, by_hop, p, m)
-    limit = eager_1f1b.predict_hop_limit(p, m, F, B)
-    searched = eager_1f1b.search_hop_limit(p, m, F, B)
-    to_the_search: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-6}
-    lab.row(
-        "longest_hidden_hop", limit, None, "Eq 23: (f+b)/2, by search", simulated=searched, **to_the_search
-    )
+    limit = check_limit(lab, p, m)
     wrong = equal_stages.wrong_gradients((run, schedule) for run, schedule, *_ in runs.values())
     lab.row("wrong_gradients", 0, wrong, "all ones: every element is known", unit="elements")
 
     times: dict[str, Any] = {"hop_ms": hop_ms, "gpipe_ms": took["gpipe"], "f1b_ms": took["1f1b"]}
-    lab.ask("time_of_1f1b", took["1f1b"], "ms", p=p, m=m, hop_ms=hop_ms, gpipe_ms=took["gpipe"])
+    tax = check_rounds(lab, p, hop_ms)
+    free_ms = (m + p - 1) * (F + B) * 1e3
+    lab.ask(
+        "time_of_1f1b", took["1f1b"], "ms", **times, p=p, m=m, f_ms=F * 1e3, b_ms=B * 1e3, free_ms=free_ms
+    )
     lab.figure(
         "as_they_ran", lambda lang: comparison_figure(shown, lang, f"c = {hop_ms:g} ms"), hop_ms=hop_ms
     )
@@ -69,13 +69,19 @@ def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> Non
 
     lab.figure("deeper_warm_up", deeper)
     lab.tell("times", view="tab=timeline&run=1f1b", **times, eager_ms=took["eager-1f1b"])
-    lab.tell("steady_state", view="tab=timeline&run=1f1b")
+    lab.tell("steady_state", view="tab=timeline&run=1f1b", p=p, tax_ms=tax * 1e3)
     most: dict[str, Any] = {"eager_held": min(m, 2 * p - 1), "f1b_held": min(m, p), "limit_ms": limit * 1e3}
     lab.tell("eager", view="tab=timeline&run=eager-1f1b", **most)
     lab.tell("slider", view="tab=timeline&run=1f1b")
-    lab.conclude(**times)
+    lab.conclude(**times, eager_ms=took["eager-1f1b"])
     lab.explain()
     lab.own_number(f1b_ms=took["1f1b"], gpipe_ms=took["gpipe"])
+    lab.card(p=p, tax_ms=tax * 1e3, **most)
+    each = {
+        "held_each": listed(f"{k}" for k, _ in depths),
+        "ms_each": listed(f"{time * 1e3:.4g}" for _, time in depths),
+    }
+    lab.card(**each)
 
 
 def seconds_by_formula(key: str, p: int, m: int, hop: float) -> float | None:
@@ -122,6 +128,31 @@ def check_longer_hops(lab: Lab, key: str, times: list[float], p: int, m: int) ->
     ]
     names: dict[str, Any] = {"schedule": NAMES[key], "hops": len(errors)}
     lab.row("error_of_formula", 0, max(errors), "Eq 23", unit="relative", tolerance=1e-9, **names)
+
+
+def check_limit(lab: Lab, p: int, m: int) -> float:
+    """Check the longest hop that eager 1F1B hides, by a search over its list; returns it in seconds."""
+    limit = eager_1f1b.predict_hop_limit(p, m, F, B)
+    searched = eager_1f1b.search_hop_limit(p, m, F, B)
+    to_the_search: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-6}
+    lab.row(
+        "longest_hidden_hop", limit, None, "Eq 23: (f+b)/2, by search", simulated=searched, **to_the_search
+    )
+    return limit
+
+
+def check_rounds(lab: Lab, p: int, hop_ms: float) -> float:
+    """Check how long a further round of p micro-batches takes, by the lists: p(f+b), and in strict 1F1B
+    2(p−1)c more. Returns how much more it is, in seconds.
+    """
+    hop, work, tax = hop_ms * 1e-3, p * (F + B), 0.0
+    for key, schedule in (("gpipe", gpipe.schedule), ("1f1b", one_f_one_b.schedule)):
+        two, three = (schedule(p, rounds * p).validate(F, B, hop, 0.0).makespan for rounds in (2, 3))
+        tax = three - two - work
+        expected = work + (2 * (p - 1) * hop if key == "1f1b" else 0.0)
+        name: dict[str, Any] = {"schedule": NAMES[key], "hop_ms": hop_ms}
+        lab.row("time_of_a_round", expected, None, "Eq 23", simulated=three - two, **VIRTUAL, **name)
+    return tax
 
 
 def deeper_warm_ups(p: int, m: int, hop: float) -> list[tuple[int, float]]:

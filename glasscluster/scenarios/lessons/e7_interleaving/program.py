@@ -9,6 +9,7 @@ from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.scenarios.texts import listed
 from glasscluster.strategies.pipeline.schedules import interleaved, one_f_one_b
+from glasscluster.strategies.pipeline.schedules.tools import largest
 from glasscluster.strategies.plan import make_model
 from glasscluster.visualize.figures.pipelines import ScheduleRun, comparison_figure, held
 from glasscluster.visualize.figures.plots import bars, lines
@@ -35,6 +36,8 @@ def interleaving(lab: Lab, p: int = 4, m: int = 8) -> None:
     for v in CHUNKS[1:]:
         factor, source = 1 + (p - 1) / (p * v), "Eq 22: 1 + (p−1)/(pv)"
         lab.row("held_over_1f1b", factor, most[v] / most[1], source, unit="×", tolerance=1e-12, v=v)
+        fewer: dict[str, Any] = {"simulated": over[v] / over[1], "unit": "×", **VIRTUAL, "v": v}
+        lab.row("bubble_over_1f1b", 1 / v, None, "Eq 21: 1/v", **fewer)
     wrong = equal_stages.wrong_gradients((run, schedule) for run, schedule, *_ in runs.values())
     lab.row("wrong_gradients", 0, wrong, "all ones: every element is known", unit="elements")
     model = make_model("tiny", layers=2 * p, hidden=32, seq=32)
@@ -55,20 +58,41 @@ def interleaving(lab: Lab, p: int = 4, m: int = 8) -> None:
         f"most_{v}": held for v, held in most.items()
     }
     lab.tell("price", view="tab=network&run=v4", **price)
-    cross = next((hop for hop, whole, cut in zip(HOPS, slow[1], slow[4], strict=True) if cut > whole), None)
-    if cross is not None:
-        lab.tell("slower", view="tab=timeline&run=v4", cross_ms=cross * 1e3)
-    lab.tell("gpt", view="tab=checks&run=gpt")
+    cross = check_cross(lab, p, m, runs)
+    lab.tell("slower", view="tab=timeline&run=v4", cross_ms=cross * 1e3)
+    lab.tell("gpt", view="tab=checks&run=gpt", stages=2 * p, p=p)
     summary: dict[str, Any] = {"over_1": over[1], "over_4": over[4], "times_messages": sent[4] / sent[1]}
     lab.conclude(**summary)
     lab.explain()
     lab.own_number(**summary)
+    held_more: dict[str, Any] = {f"times_held_{v}": most[v] / most[1] for v in CHUNKS[1:]}
+    lab.card(p=p, m=m, chunks=CHUNKS[-1], cross_ms=cross * 1e3, **held_more)
 
 
 def run_one(lab: Lab, p: int, m: int, v: int) -> Any:
     """Run v chunks a rank; returns (run, schedule, its metrics, its bars)."""
     name = "1f1b" if v == 1 else "interleaved"
     return equal_stages.run_schedule(lab, f"v{v}", lab.text("run", v=v), name, p, m, v)
+
+
+def check_cross(lab: Lab, p: int, m: int, runs: Any) -> float:
+    """Find the hop from which the most chunks take longer than one, by the lists, and check that the
+    recordings take the same time there; returns it in seconds.
+    """
+    v = CHUNKS[-1]
+    whole, cut = one_f_one_b.schedule(p, m), interleaved.schedule(p, m, v)
+
+    def faster(hop: float) -> bool:
+        times = [x.validate(f, 2 * f, hop, 0.0).makespan for x, f in ((whole, 1e-3), (cut, 1e-3 / v))]
+        return times[1] <= times[0]
+
+    cross = largest(faster, 0.01)
+    one, many = (runs[n][0].replay(equal_stages.machine(1e-3 / n, cross)).makespan for n in (1, v))
+    exactly: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-6, "v": v}
+    lab.row(
+        "cross", one, None, "both lists, played", simulated=many, **exactly, cross_ms=f"{cross * 1e3:.3g}"
+    )
+    return cross
 
 
 def bubble_by_formula(p: int, m: int, v: int) -> float:
