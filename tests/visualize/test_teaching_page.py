@@ -78,8 +78,25 @@ def lesson(tmp_path_factory):
         (Said("Rows for each expert", "各专家的行数"), lambda lang: expert_load_figure(loads, lang)),
     ]
     finding = Said("35.4% of the GPUs' time is bubble.", "GPU 时间的 35.4% 是气泡。")
+    formula = report.FormulaShown("Eq 20", Said("(p−1)/m", "(p−1)/m"), "V", "1811.06965", {})
     taught = report.LessonPage(
-        "T", said, said, 1.0, "%", "(p−1)/m", said, said, [], said, said, said, [said], None
+        id="T",
+        question=said,
+        prompt=said,
+        answer=1.0,
+        unit=Said("%", "%"),
+        low=None,
+        high=None,
+        formula=formula,
+        kills=said,
+        explanation=said,
+        points=[],
+        card_question=said,
+        card_short=said,
+        card_long=said,
+        follow_ups=[],
+        own=None,
+        code=[],
     )
     page = report.Report(
         "T", Said("A lesson", "一节课"), finding, chapters, [], 0, figures=figures, lesson=taught
