@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import glass
 
+from glasscluster.base.breakdown import PAPERS
 from glasscluster.base.quantities import (
     written_bytes,
     written_count,
@@ -76,8 +77,9 @@ def test_no_command_or_page_writes_a_time_or_a_size_by_hand(folder):
 
 
 def test_a_large_prediction_is_told_in_seconds_with_what_memory_is_left(capsys):
-    share = dict.fromkeys(("mfu", "mfu_causal", "hfu", "bubble_fraction"), 0.5)
+    share = dict.fromkeys(("mfu", "mfu_causal", "hfu"), 0.5)
     content = {"iteration_time_s": 11.77, "hardware": "dgx-h100", **share, "kernels": 10, "launch_s": 5e-5}
+    content |= {"breakdown_s": {"compute": 11.77}, **dict.fromkeys(PAPERS)}
     content |= {"peak_memory_gib": 70.2, "memory_capacity_gib": 74.5, "memory_margin_gib": 4.3, "fits": True}
     predict.show(content)
     said = capsys.readouterr().out

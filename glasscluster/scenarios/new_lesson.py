@@ -94,7 +94,7 @@ S.zh = "缓冲区的字节数"
 en = "The question, as an interviewer asks it."
 zh = "面试官会怎样问。"
 
-# A number in a card comes from the run; what says a ratio, an exponent or a direction names the row that holds it.
+# A number in a card comes from the run; a ratio, an exponent or a direction names the row that holds it.
 [card.short]
 en = "The answer in thirty seconds: {ratio:.3g} times the buffer on {gpus} GPUs."
 zh = "三十秒的回答：{gpus} 块 GPU 时为缓冲区的 {ratio:.3g} 倍。"

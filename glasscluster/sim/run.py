@@ -317,7 +317,7 @@ class Run:
             >>> from glasscluster import Cluster
             >>> run = Cluster("classroom", gpus=2).run(lambda gpu: gpu.comm.all_reduce(torch.ones(1000)) and None)
             >>> run.replay("dgx-h100", slow_ranks={0: 2.0})
-            Timeline(2 ranks, 0.01681 ms virtual, dgx-h100)
+            Timeline(2 ranks, 16.81 µs virtual, dgx-h100)
         """
         return replay(self.graph, hw, **options)
 

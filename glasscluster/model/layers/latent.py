@@ -89,7 +89,7 @@ def up(block: Any, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor
 
 
 def start(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What it takes to make queries, keys and values: x where queries have no latent, and what `down` gave."""
+    """What queries, keys and values are made of: x where queries have no latent, and what `down` gave."""
     y = block.parallel.f(x)
     latents = down(block, y)
     return latents if block.config.q_latent else y, latents

@@ -173,13 +173,13 @@ class _Reader:
             return read[0]._replace(one="")
         firsts = [part.first for part in read]
         known = all(firsts)
-        apart = (
+        disjoint = (
             self.compares and known and not any(meet(one, other) for one, other in combinations(firsts, 2))
         )
         return Part(
             "|".join(part.text for part in read),
             min(part.least for part in read),
-            max(part.ways for part in read) if apart else sum(part.ways for part in read),
+            max(part.ways for part in read) if disjoint else sum(part.ways for part in read),
             sum(part.tries for part in read),
             sum(part.fails for part in read),
             any(part.sure for part in read),

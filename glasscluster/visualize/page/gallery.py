@@ -27,7 +27,7 @@ class GalleryCard:
     title: Said
     topic: Said
     question: Said
-    asked: Said  # the interview card's question
+    interview: Said  # the interview card's question
     follow_ups: tuple[Said, ...]
     finding: Said
     status: Status
@@ -38,7 +38,7 @@ class GalleryCard:
     @property
     def words(self) -> str:
         """What the search looks in: everything but the finding, in both languages and lower case."""
-        said = (self.title, self.topic, self.question, self.asked, *self.follow_ups)
+        said = (self.title, self.topic, self.question, self.interview, *self.follow_ups)
         return " ".join([self.id, *(text for x in said for text in (x.en, x.zh))]).lower()
 
 

@@ -87,12 +87,12 @@ class Siblings:
 
     # ---- looking -------------------------------------------------------------------------------------------
     def _stopped(self, error: GlassError) -> GlassError | None:
-        found = [(rank, pid) for rank, pid in self._here() if state_of(pid) == STOPPED]
-        for _, pid in found:
+        stopped = [(rank, pid) for rank, pid in self._here() if state_of(pid) == STOPPED]
+        for _, pid in stopped:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGTERM)  # is taken when it goes on
                 os.kill(pid, signal.SIGCONT)
-        return stopped_rank(*found[0], error) if found else None
+        return stopped_rank(*stopped[0], error) if stopped else None
 
     def _first_word(self, patience_s: float) -> GlassError | None:
         """What the first rank that failed has left in the store."""
