@@ -47,7 +47,7 @@ NOT_YET: dict[str, str] = {
 
         A6 A7 A8 A9
 
-        B5 B7
+        B5
 
         C1 C2 C3 C4 C5 C6 C7
 
@@ -64,7 +64,7 @@ NOT_YET: dict[str, str] = {
 
         A6 A7 A8 A9
 
-        B5 B7
+        B5
 
         C1 C2 C3 C4 C5 C6 C7
 
@@ -81,7 +81,7 @@ NOT_YET: dict[str, str] = {
 
         A6 A7 A8 A9
 
-        B5 B7
+        B5
 
         C1 C2 C3 C4 C5 C6 C7
 
@@ -96,7 +96,7 @@ NOT_YET: dict[str, str] = {
     "numbers": """
         A6 A7 A9
 
-        B5 B7
+        B5
 
         C1 C2 C3 C5 C6 C7
 
@@ -113,7 +113,7 @@ NOT_YET: dict[str, str] = {
 
         A6 A7 A8 A9
 
-        B5 B7
+        B5
 
         C1 C2 C3 C4 C5 C6
 
@@ -130,7 +130,7 @@ NOT_YET: dict[str, str] = {
 
         A6 A7 A8 A9
 
-        B5 B7
+        B5
 
         C1 C2 C3 C4 C5 C6 C7
 
@@ -147,7 +147,7 @@ NOT_YET: dict[str, str] = {
 
         A6 A7 A8 A9
 
-        B5 B7
+        B5
 
         C1 C2 C3 C4 C5 C6 C7
 

@@ -93,7 +93,12 @@ def online_softmax(lab: Lab, n: int = 4096, blocks: int = 16, scale: float = 1e4
     seen = huge[0]["history"]
     rises = sum(after > before for before, after in pairwise(seen))
     lab.tell("rises", view="tab=story", rises=rises, blocks=blocks)
-    extremes: dict[str, Any] = {"infinite": huge[0]["infinite"], "n": n, "scale": scale, "top": huge[0]["top"]}
+    extremes: dict[str, Any] = {
+        "infinite": huge[0]["infinite"],
+        "n": n,
+        "scale": scale,
+        "top": huge[0]["top"],
+    }
     lab.tell("huge_scores", view="tab=ledger", **extremes)
     lab.conclude()
     lab.explain()

@@ -30,7 +30,7 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
         kind: lab.train(kind, lab.text("run", k=kind), checked=kind == "full", recompute=kind, **plan)
         for kind in KINDS
     }
-    counted = {kind: flops_by_phase(trained) for kind, trained in runs.items()}
+    counted = {kind: flops_by_phase(trained.run.graph) for kind, trained in runs.items()}
     plain = counted["none"]
     forward = (
         24 * b * s * n * h * h + 4 * b * s * s * n * h + 2 * b * s * h * v
@@ -72,10 +72,19 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
     by_hand = 3 * forward / (line.makespan * line.hardware.gpu.peak("fp32"))
     lab.row("mfu_of_the_log", by_hand, None, "FLOPs over time and peak", simulated=logged, unit="", **virtual)
 
+    slower = line.makespan / runs["full"].timeline.makespan
+    kept = mfu["full"] / mfu["none"]
+    lab.row("mfu_over_time", slower, None, "time over time", simulated=kept, unit="×", **virtual)
+    twice = lab.dry(model=model.model_copy(update={"seq": 2 * s}), global_batch=b, micro_batch=b)
+    longer = 48 * b * s * n * h * h + 16 * b * s * s * n * h + 4 * b * s * h * v
+    found = flops_by_phase(twice.graph)["forward"]
+    lab.row("longer", longer, found, "Eq 30 over 3: attention × 4, the rest × 2", **flops, length=2 * s)
+
     causal = causal_row(lab, runs["none"].as_json(), forward, 4 * b * s * s * n * h, s)
 
     each = 3 * forward / (b * s) / model.parameters()
-    lab.ask("flops_each", each, "FLOPs", psi=model.parameters())
+    sizes: dict[str, Any] = {"layers": n, "hidden": h, "vocab": v, "seq": s}
+    lab.ask("flops_each", each, psi=model.parameters(), **sizes)
     figures(lab, counted, mfu, hfu)
     lab.tell("phases", view="tab=ledger", forward=plain["forward"] / 1e6, backward=plain["backward"] / 1e6)
     lab.tell("six", view="tab=ledger", each=each)
@@ -86,6 +95,7 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
     lab.tell("definitions", view="tab=timeline", causal=causal)
     lab.conclude(each=each, **used)
     lab.explain()
+    lab.card(**full, hfu_over_mfu=hfu["full"] / mfu["full"])
     lab.own_number(each=each)
 
 
@@ -98,9 +108,8 @@ def causal_row(lab: Lab, log: dict[str, Any], forward: int, attention: int, s: i
     return causal
 
 
-def flops_by_phase(trained: Any) -> dict[str, int]:
+def flops_by_phase(graph: Any) -> dict[str, int]:
     """The FLOPs that ran in each phase."""
-    graph = trained.run.graph
     return {phase: int(graph.flops[graph.phase == PHASES.index(phase)].sum()) for phase in RAN}
 
 
