@@ -43,7 +43,6 @@ from glasscluster.visualize.page.story import story_of
 
 NOT_YET: dict[str, str] = {
     "follow_ups": """
-        L0
 
         A6 A7 A8 A9
 
@@ -60,7 +59,6 @@ NOT_YET: dict[str, str] = {
         G1 G2 G3
     """,
     "code": """
-        L0
 
         A6 A7 A8 A9
 
@@ -77,7 +75,6 @@ NOT_YET: dict[str, str] = {
         G1 G2 G3
     """,
     "prediction": """
-        L0
 
         A6 A7 A8 A9
 
@@ -109,7 +106,6 @@ NOT_YET: dict[str, str] = {
         G1 G2 G3
     """,
     "symbols": """
-        L0
 
         A6 A7 A8 A9
 
@@ -126,7 +122,6 @@ NOT_YET: dict[str, str] = {
         G1 G3
     """,
     "plan": """
-        L0
 
         A6 A7 A8 A9
 
@@ -143,7 +138,6 @@ NOT_YET: dict[str, str] = {
         G1 G2 G3
     """,
     "answer_in_range": """
-        L0
 
         A6 A7 A8 A9
 
