@@ -27,7 +27,7 @@ LARGEST = {
     **dict.fromkeys(("seq", "prefix", "patches", "tokens", "prompt_length", "window", "chunk"), 1 << 24),
     **dict.fromkeys(("vocab", "rope_trained", "relative_buckets", "relative_distance"), 1 << 28),
     **dict.fromkeys(("global_batch", "micro_batch", "micro_batches", "batch", "slots", "count"), 1 << 20),
-    **dict.fromkeys(("items", "samples", "leaf", "prefetch", "recompute_every"), 1 << 20),
+    **dict.fromkeys(("items", "samples", "leaf", "prefetch", "recompute_every", "recompute_nth"), 1 << 20),
     **dict.fromkeys(("block", "blocks", "steps", "warmup", "decay_until", "decay_steps"), 1 << 32),
     **dict.fromkeys(("skip_window", "rollback", "snapshot_every", "staleness"), 1 << 32),
     "patch_size": 1 << 12,

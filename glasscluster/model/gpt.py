@@ -170,7 +170,8 @@ class Block(Module):
     def branch(self, x: Tensor, number: int, f: Callable[[Tensor], Tensor], draw: Draw | None) -> Tensor:
         """Add the branch f to x, with the norm where the model has it. number: 1 attention, 2 MLP."""
         where, place = self.config.norm_position, "attention output" if number == 1 else "mlp output"
-        y = f(x if where == "post" else norms.norm(self, f"norm{number}", x))
+        normed = partial(norms.norm, self, f"norm{number}")
+        y = f(x) if where == "post" else self.keep.behind("norm", normed, f, x)
         if where == "sandwich":
             y = norms.norm(self, f"after{number}", y)
         spans = self.parallel.spans(x.shape[1] * self.parallel.pieces, x.shape[2])
@@ -179,8 +180,15 @@ class Block(Module):
 
     def attend(self, x_BSH: Tensor, draw: Draw | None) -> Tensor:
         """Compute this rank's heads of attention: [B, S, H] -> [B, S, A·D]."""
+        if self.config.kv_latent and self.keep.discards("latent_up"):
+            heads, up = partial(self.attend_heads, draw=draw), partial(latent.up, self)
+            return self.keep.behind("latent_up", up, heads, latent.start(self, x_BSH))
+        return self.attend_heads(self.queries_keys_values(x_BSH), draw)
+
+    def attend_heads(self, qkv: tuple[Tensor, Tensor, Tensor], draw: Draw | None) -> Tensor:
+        """Compute attention from this rank's queries, keys and values: [B, S, A, D] each -> [B, S, A·D]."""
         config, context = self.config, self.parallel.context
-        q, k, v = self.queries_keys_values(x_BSH)
+        q, k, v = qkv
         if self.parallel.observe is not None:
             self.parallel.observe("queries and keys", self.index, q, k)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, A or key heads, S, D]

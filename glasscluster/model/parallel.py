@@ -273,8 +273,26 @@ class KeepAll:
         return x
 
     def branch(self, part: str, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """What computes a layer's second branch from its normalised input; `part` is "mlp" or "moe"."""
+        """What computes a part of a layer from one tensor: its second branch, "mlp" or "moe", or of that
+        the "shared" expert.
+        """
         return function
+
+    def discards(self, part: str) -> bool:
+        """Whether `behind` saves nothing of what `make` gives."""
+        return False
+
+    def behind(
+        self, part: str, make: Callable[[Any], Any], use: Callable[[Any], Tensor], given: Any
+    ) -> Tensor:
+        """Compute use(make(given)). `part` says what `make` is: of what it gives a policy may save nothing.
+
+        part: "norm", the norm before a branch; "moe_act", the activation of an expert; "latent_up", what makes
+        queries, keys and values of latents. Given and made is a tensor, or a tuple of tensors.
+        """
+        made = make(given)
+        del given  # whoever holds it keeps it alive where nothing is saved
+        return use(made)
 
     def latent(self, c: Tensor, k_rotary: Tensor | None) -> None:
         """Latent attention: what keys and values are made from, [b, s, d_c] and [b, s, 1, d_R], for a cache

@@ -216,7 +216,7 @@ class Parts:
 def assemble(gpu: GPU, job: Job, observers: Sequence[Observer]) -> Parts:
     """Build all of it. The communicators come first, in an order that is the same on every rank."""
     plan, place = job.plan, Place(gpu, job)
-    keep = make_keep(gpu, plan.recompute, plan.recompute_every, plan.recomputed)
+    keep = make_keep(gpu, plan.recompute, plan.recompute_every, plan.recomputed, plan.recompute_nth)
     layers = WholeLayers()
     with gpu.unrecorded():
         parallel, weight_gradients = make_parallel(place, job), WeightGradients(gpu)

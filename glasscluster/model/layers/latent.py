@@ -48,13 +48,19 @@ def declare(block: Any) -> None:
         block.bias(f"{name}_bias", config.heads * each, shard=Shard(0))
 
 
-def queries_keys_values(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def queries_keys_values(
+    block: Any, x: Tensor, latents: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """x [b, s outside, h] -> this rank's heads of each: [b, s, a, d + d_R], of values [b, s, a, d] where the
     sequence is whole. `keep` hears what they are made from.
+
+    latents: what `down` gave, if it was computed before; then x is [b, s, h], and read only where queries have
+    no latent.
     """
     config, linear, d = block.config, block.parallel.linear, block.config.head_dim
-    y = block.parallel.f(x)
-    latents = linear(y, block.down_to_latents_weight, block.get("down_to_latents_bias"))
+    y = block.parallel.f(x) if latents is None else x
+    if latents is None:
+        latents = down(block, y)
     c, k_rotary, c_queries = latents.split([config.kv_latent, config.rotary, config.q_latent], -1)
     c = norms.norm(block, "kv_latent_norm", c.contiguous())
     kv = linear(c, block.kv_up_weight, block.get("kv_up_bias")).unflatten(-1, (-1, 2 * d))
@@ -70,6 +76,23 @@ def queries_keys_values(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     k = torch.cat([k, k_rotary.expand(-1, -1, k.shape[2], -1)], -1)
     whole = block.parallel.context.size == 1  # a copy, or the products that v is a part of would be kept
     return q, k, v.contiguous() if whole else torch.nn.functional.pad(v, (0, config.rotary))
+
+
+def down(block: Any, y: Tensor) -> Tensor:
+    """The way down: y [b, s, h] -> [b, s, d_c + d_R + d_c'], which every rank computes."""
+    return block.parallel.linear(y, block.down_to_latents_weight, block.get("down_to_latents_bias"))
+
+
+def up(block: Any, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The way up of `start`: this rank's queries, keys and values."""
+    return queries_keys_values(block, *given)
+
+
+def start(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What it takes to make queries, keys and values: x where queries have no latent, and what `down` gave."""
+    y = block.parallel.f(x)
+    latents = down(block, y)
+    return latents if block.config.q_latent else y, latents
 
 
 # ---- theory ------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -111,7 +112,9 @@ def experts(block: Any, x: Tensor) -> Tensor:
     y = parallel.g(ExpertSum.apply(rows, order, weights))
     if not block.keep.active:
         block.routing.append({"wanted": wanted, "kept": counts, "aux": None if aux is None else aux.detach()})
-    return y + mlp.mlp(block, x, "shared_") if config.shared_ffn else y
+    if not config.shared_ffn:
+        return y
+    return y + block.keep.branch("shared", partial(mlp.mlp, block, name="shared_"))(x)
 
 
 # ---- the router --------------------------------------------------------------------------------------------
@@ -281,13 +284,9 @@ def apply_experts(block: Any, rows: Tensor, sources: list[list[int]]) -> Tensor:
     for e, (up, down) in enumerate(zip(up_all.unbind(), down_all.unbind(), strict=True)):
         mine = pieces[e::here]
         x = torch.cat(mine) if len(mine) > 1 else mine[0]
-        y = linear(
-            mlp.activate(linear(x, up, up_bias[e], whole=up_all, index=e), block.config.activation),
-            down,
-            down_bias[e],
-            whole=down_all,
-            index=e,
-        )
+        activate = partial(mlp.activate, activation=block.config.activation)
+        second = partial(linear, weight=down, bias=down_bias[e], whole=down_all, index=e)
+        y = block.keep.behind("moe_act", activate, second, linear(x, up, up_bias[e], whole=up_all, index=e))
         results[e::here] = y.split([counts[e] for counts in sources])
     return torch.cat(results)
 

@@ -87,7 +87,8 @@ def layouts(plan: Plan, model: ModelConfig, one_gpu: str) -> dict[str, tuple[dic
             steps["+ sp"] = (plan.tp, True, 1, "none")
     if plan.cp > 1:
         steps[f"+ cp = {plan.cp}"] = (plan.tp, plan.sequence_parallel, plan.cp, "none")
-    if plan.recompute == "full" or plan.recomputed == ("core",):
+    every_layer = plan.recompute == "full" and plan.recompute_nth == 1
+    if every_layer or plan.recomputed == ("core",):
         steps[f"+ {plan.recompute}"] = (plan.tp, plan.sequence_parallel, plan.cp, plan.recompute)
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     return {

@@ -22,13 +22,14 @@ def predict(run: Judged) -> list[Row]:
     again = {"none": 0, "selective": one["again"], "full": one["forward"]}[
         plan.recompute if "core" in plan.recomputed else "none"
     ]
-    attention = one["forward"] + one["backward"] + again
+    again *= len(plan.recomputed_layers(range(model.layers)))
+    attention = (one["forward"] + one["backward"]) * model.layers + again
     return [
         bytes_row(
             graph,
             "cp_attention_sent",
             Said("cp keys, values and heads sent, all ranks", "cp 键、值与头的发送量，所有 rank"),
-            attention * plan.micro_batches * model.layers * plan.gpus // plan.pp,
+            attention * plan.micro_batches * plan.gpus // plan.pp,
             graph.where(axis="cp", purpose="activations"),
             "Ring attention 2310.01889, Ulysses 2309.14509 (Eq 26)",
         )

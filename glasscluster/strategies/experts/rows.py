@@ -14,18 +14,20 @@ def predict(run: Judged) -> list[Row]:
     plan, graph = run.plan, run.graph
     if graph is None or run.results is None or plan.ep == 1:
         return []
-    each, left = run.model.experts // plan.ep, 0
+    each, rows_sent = run.model.experts // plan.ep, 0
     for rank, result in enumerate(run.results):
         here = rank // plan.tp % plan.ep
-        for rows in result.routing_counts("kept"):
-            left += sum(rows) - sum(rows[here * each : (here + 1) * each])
-    trips = 6 if "moe" in plan.recomputed else 4
+        again = plan.recomputed_layers(result.routing) if "moe" in plan.recomputed else ()
+        for layer, made in result.routing.items():
+            for rows in (x["kept"] for x in made):
+                left = sum(rows) - sum(rows[here * each : (here + 1) * each])
+                rows_sent += left * (6 if layer in again else 4)
     return [
         bytes_row(
             graph,
             "ep_tokens_sent",
             Said("ep tokens sent to experts and back, all ranks", "ep 往返专家的 token 发送量，所有 rank"),
-            left * trips * run.model.hidden * plan.width,
+            rows_sent * run.model.hidden * plan.width,
             graph.where(axis="ep", purpose="activations"),
             "GShard 2006.16668 section 3 (Eq 27), as routed",
         )

@@ -43,7 +43,7 @@ MOST = 240  # plans tried
 SECONDS = 30.0  # after which no further plan is tried
 VERIFIED = 16  # plans recorded on every rank
 SMALLEST_BUCKET = 1 << 16
-LAST_RESORTS = {"recompute", "offload"}
+LAST_RESORTS = {"recompute", "recompute_nth", "offload"}
 Change = dict[str, Any]
 
 
@@ -166,8 +166,12 @@ def singles(plan: Plan, model: ModelConfig) -> list[list[Change]]:
     batches = [b for b in range(plan.micro_batch - 1, 0, -1) if plan.micro_batch % b == 0]
     kinds = {"none": 0, "selective": 1, "full": 2}
     recomputed: list[Change] = [
-        {"recompute": kind} for kind, rank in kinds.items() if rank > kinds.get(plan.recompute, 1)
+        {"recompute": kind, "recompute_modules": "core_attn"}  # modules are of selective recomputation alone
+        for kind, rank in kinds.items()
+        if rank > kinds.get(plan.recompute, 1)
     ]
+    if plan.recompute_nth > 1:
+        recomputed = [{"recompute_nth": 1}]
     return [
         [{"zero": stage} for stage in range(plan.zero + 1, 4)],
         [{"micro_batch": b} for b in batches],

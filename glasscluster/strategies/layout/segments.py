@@ -25,6 +25,15 @@ def branch_of(model: ModelConfig, layer: int) -> str:
     return "moe" if model.routed(layer) else "mlp"
 
 
+def dense_again(model: ModelConfig, layers: Sequence[int], parts: Sequence[str]) -> list[int]:
+    """The layers of which selective recomputation repeats the MLP, the experts or the shared expert."""
+    return [
+        layer
+        for layer in layers
+        if branch_of(model, layer) in parts or ("shared" in parts and model.routed(layer))
+    ]
+
+
 def last_spared(model: ModelConfig, layer: int, fused: bool = False) -> bool:
     """Whether recomputation of a segment stops before its last matrix, and before that matrix's collective.
 

@@ -4,17 +4,34 @@ Megatron-LM (`--recompute-granularity selective --recompute-modules ...`, transf
 core) names parts of a layer that are computed again in backward. Ours are the functions that `KeepAll` is
 asked to compute; a word that has none is refused, with the reason.
 
-    word        here      kept to start from       computed again
-    core_attn   core      Q, K, V                  scores, softmax, its dropout, the sum over V
-    mlp         mlp       the MLP's input          both matrices (the last only where something needs it)
-    moe         moe       the router's input       router, dispatch, experts, combine, shared expert
+    word            here      kept to start from    computed again
+    core_attn       core      Q, K, V               scores, softmax, its dropout, the sum over V
+    layernorm       norm      the norm's input      the norm before attention, the norm before the MLP or experts
+    mlp             mlp       the MLP's input       both matrices (the last only where something needs it)
+    moe             moe       the router's input    router, dispatch, experts, combine, shared expert
+    moe_act         moe_act   the activation's      the activation of each expert
+                              input
+    shared_experts  shared    its input             both matrices of the expert that every token passes
+    mla_up_proj     latent_up latents               their norms, Q, K and V from them, the rotation
+
+Of layernorm, moe_act and mla_up_proj the output alone is discarded (discard.py); the others are checkpoints
+(recompute.py).
+But: of layernorm Megatron makes a norm's statistics anew, too; here they stay.
 """
 
 from __future__ import annotations
 
 from glasscluster.base.errors import InputError
 
-MEGATRON = {"core_attn": "core", "mlp": "mlp", "moe": "moe"}
+MEGATRON = {
+    "core_attn": "core",
+    "layernorm": "norm",
+    "mlp": "mlp",
+    "moe": "moe",
+    "moe_act": "moe_act",
+    "shared_experts": "shared",
+    "mla_up_proj": "latent_up",
+}
 # torchtitan's list of what `selective_ac_option = "op"` saves (activation_checkpoint.py), by operator: its
 # word, and n, where each nth call of the word in a layer is not saved (0: all are). A product with a bias is
 # addmm and counts as mm. Collectives (reduce_scatter, all_to_all) and fp8's max have no operator here.
@@ -24,10 +41,6 @@ TORCHTITAN = {
     "glasscluster::flash_forward": ("attention", 0),
 }
 NOT_HERE = {
-    "layernorm": "discards a norm's output alone, and a part here starts from what it keeps",
-    "moe_act": "discards the output of the experts' activation alone, and a part here is all experts",
-    "mla_up_proj": "discards what latents become alone, and Q, K, V are kept here",
-    "shared_experts": "is a part of moe here",
     "mhc": "belongs to hyper-connections, which no model here has",
 }
 

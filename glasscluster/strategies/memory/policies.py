@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from glasscluster.model.parallel import KeepAll
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.memory.per_operation import PerOperation
-from glasscluster.strategies.memory.recompute import KINDS, Selective
+from glasscluster.strategies.memory.recompute import KINDS, EachNth, Selective
 
 
-def make_keep(gpu: GPU, kind: str, every: int, parts: Sequence[str]) -> KeepAll:
+def make_keep(gpu: GPU, kind: str, every: int, parts: Sequence[str], nth: int = 1) -> KeepAll:
     """The policy of a plan.
 
     Args:
@@ -18,7 +18,10 @@ def make_keep(gpu: GPU, kind: str, every: int, parts: Sequence[str]) -> KeepAll:
         kind: "none", "selective", "op" or "full".
         every: layers of a segment of full recomputation.
         parts: of a layer, for selective recomputation.
+        nth: full recomputation of each nth layer of the model alone.
     """
     if kind == "op":
         return PerOperation(gpu)
-    return Selective(gpu, every, parts) if kind == "selective" else KINDS[kind](gpu, every)
+    if kind == "selective":
+        return Selective(gpu, every, parts)
+    return EachNth(gpu, nth) if kind == "full" and nth > 1 else KINDS[kind](gpu, every)

@@ -6,8 +6,10 @@ everything a layer keeps.
 
     none        keep everything, n A
     selective   drop the attention core (Q K^T, softmax, its dropout, the sum over V), keep Q, K, V;
-                and where it is asked for the MLP or the experts, of which the input is kept
+                and where it is asked for the MLP or the experts, of which the input is kept, or what norms,
+                experts' activations and the way up from latents gave (discard.py)
     full        keep each segment's input; backward of a segment first runs its forward again
+    each nth    full, for each nth layer alone; the others keep everything
 
         x ──[ layer 0 · layer 1 ]── x' ──[ layer 2 · layer 3 ]── y        k = 2: x and x' stay, n/k C
              backward of a segment: run its forward again, hold k A until its backward is over
@@ -18,6 +20,7 @@ It ends when the last tensor that backward needs has been computed; without drop
 last matrix product and, with tensor parallelism, its last all-reduce.
 
 But: all segments have the same number of layers, but for a shorter last one; activations are not offloaded.
+torchtitan counts each nth layer on a rank, here it is counted in the model, so that no layout changes it.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from functools import partial
 from math import sqrt
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -36,9 +40,13 @@ from glasscluster.model.kernels.flash import costs
 from glasscluster.model.kernels.flash.parts import whole
 from glasscluster.model.parallel import KeepAll
 from glasscluster.sim.ranks.gpu import GPU
-from glasscluster.strategies.layout.segments import branch_of, ends, last_spared, segments
+from glasscluster.strategies.layout.segments import dense_again, ends, last_spared, segments
+from glasscluster.strategies.memory.discard import Discarded, norms_discarded, predict_latents, tensors
 
 CHECKPOINT = "checkpoint"  # what the memory ledger calls a tensor that is kept to start from
+# Where an output is discarded: of which the input is counted as a checkpoint. Experts' rows are as many as the
+# data says, so that nobody can say how many are kept at once.
+STARTS = ("norm", "latent_up")
 
 
 class Recompute(KeepAll):
@@ -102,6 +110,23 @@ class Selective(Recompute):
         """What runs the MLP or the experts, and saves only their input for backward."""
         return partial(self.run, function) if part in self.parts else function
 
+    def discards(self, part: str) -> bool:
+        """Whether what a part gives is made again; where nothing will go backward there is no need."""
+        return part in self.parts and torch.is_grad_enabled()
+
+    def behind(
+        self, part: str, make: Callable[[Any], Any], use: Callable[[Any], Tensor], given: Any
+    ) -> Tensor:
+        """Compute use(make(given)), and save nothing of what `make` gives for backward."""
+        if not self.discards(part):
+            return super().behind(part, make, use, given)
+        again = partial(self.again, self.gpu.recorder.layer)  # it belongs to the layer that ran it first
+        discarded = Discarded(make, given, again, self.gpu.memory.call)
+        result = discarded.used(use)
+        for x in tensors(given) if part in STARTS and discarded.waiting else ():
+            self.gpu.memory.register(x, "activations", CHECKPOINT)
+        return result
+
 
 class Full(Recompute):
     """Recompute whole segments of `every` layers."""
@@ -115,6 +140,24 @@ class Full(Recompute):
     def segment(self, blocks: Sequence[Any], x: Tensor, draw: Any) -> Tensor:
         """Run the layers of one segment."""
         return KeepAll.layers(self, blocks, x, draw)
+
+
+class EachNth(Recompute):
+    """Recompute each nth layer of the model, each by itself; the others keep everything.
+
+    Follows torchtitan (`selective_ac_option = "n"`): of layers 1, 2, ... those whose number n divides.
+    """
+
+    def __init__(self, gpu: GPU, nth: int) -> None:
+        super().__init__(gpu)
+        self.nth = nth
+
+    def layers(self, blocks: Sequence[Any], x: Tensor, draw: Any) -> Tensor:
+        """Run all blocks, and save of each nth only its input for backward."""
+        for block in blocks:
+            chosen = (block.index + 1) % self.nth == 0
+            x = self.run(partial(block, draw=draw), x) if chosen else block(x, draw)
+        return x
 
 
 KINDS: dict[str, Callable[[GPU, int], KeepAll]] = {
@@ -148,6 +191,7 @@ def predict_checkpoints(
     pieces: int = 1,
     cp: int = 1,
     parts: Sequence[str] = ("core",),
+    sequence_parallel: bool = False,
 ) -> int:
     """Bytes of checkpoints that a rank saves for a stage and micro-batch.
 
@@ -165,7 +209,9 @@ def predict_checkpoints(
         width: w, bytes of an element.
         pieces: ranks that a segment's input is cut over: cp, times t with sequence parallelism.
         cp: context-parallel ranks.
-        parts: what selective recomputation drops; of the MLP or the experts it keeps the input, w·sbh.
+        parts: what selective recomputation drops; of the MLP, the experts, the shared expert and each norm it
+            keeps the input, w·sbh. Where the norm runs again, the input of what is behind it is dropped, too.
+        sequence_parallel: whether tokens are gathered over t before a layer's matrices.
     """
     tokens, layers = sequences * model.seq, range(layers) if isinstance(layers, int) else layers
     columns = (model.query_width + 2 * model.key_width) // tp
@@ -177,8 +223,12 @@ def predict_checkpoints(
         columns = (model.query_width // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
     full = width * tokens * model.hidden // pieces * len(segments(len(layers), every))
     core = width * tokens // cp * columns if "core" in parts else 0
-    branches = sum(branch_of(model, layer) in parts for layer in layers)
-    selective = core * len(layers) + width * tokens * model.hidden // pieces * branches
+    if "latent_up" in parts:  # Q, K and V are made again, also where attention's core is
+        core = predict_latents(model, sequences, width, cp)
+    inputs = len(dense_again(model, layers, parts))
+    if "norm" in parts:
+        inputs = norms_discarded(model, sequence_parallel) * len(layers)
+    selective = core * len(layers) + width * tokens * model.hidden // pieces * inputs
     return {"none": 0, "selective": selective, "full": full}[kind]
 
 
@@ -224,12 +274,16 @@ def predict_flops(
         # the product with V is not repeated: backward needs only its inputs, and recomputation ends with them
         scores = 2 * b * s * s * model.heads * model.score_dim * len(layers)
         attention = (core if model.attention == "flash" else scores) if "core" in parts else 0
-        branches, last = [layer for layer in layers if branch_of(model, layer) in parts], list(layers)
+        if "latent_up" in parts:
+            attention += len(layers) * 2 * b * s * (model.head_products - h * model.query_width)
+        branches, last = dense_again(model, layers, parts), list(layers)
+        routed = [layer for layer in branches if model.routed(layer) and "moe" in parts]
     else:
         attention = len(layers) * 2 * b * s * (model.head_products + latents * model.down * h) + core
         branches, last = list(layers), ends(layers, every)
+        routed = list(filter(model.routed, layers))
     dense = 2 * b * s * (u + 1) * h * sum(map(model.dense_width, branches))
-    experts = 2 * b * s * h * model.experts * routers * sum(map(model.routed, branches))
+    experts = 2 * b * s * h * model.experts * routers * len(routed)
     experts += 2 * assignments * (u + 1) * h * model.expert_width
     if spares is None:
         spares = [kind == "selective" or last_spared(model, layer) for layer in last]

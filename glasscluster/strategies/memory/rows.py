@@ -23,6 +23,7 @@ from glasscluster.sim.time.memory_history import MemoryHistory
 from glasscluster.strategies.layout.judged import Judged
 from glasscluster.strategies.layout.segments import ends, last_spared
 from glasscluster.strategies.layout.tokens import work
+from glasscluster.strategies.memory.discard import AGAIN, predict_activations, predict_heads, predict_norms
 from glasscluster.strategies.memory.per_operation import predict_again, predict_saved
 from glasscluster.strategies.memory.recompute import predict_checkpoints, predict_flops
 
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 SOURCE = "Korthikanti 2205.05198 section 5; Chen 1604.06174 (Eq 29)"
 
 PLACE = 60  # in the ledger
+DISCARDED = {"norm", "latent_up", "moe_act"}  # parts of which the output is discarded
 WAITS = Said(
-    "the input of an MLP also waits for its weights' gradients: how many at once, the schedule decides",
-    "MLP 的输入还要等待权重梯度：同时等待的有多少由调度决定",
+    "the input of a matrix also waits for its weights' gradient: how many at once, the schedule decides",
+    "矩阵的输入还要等待权重梯度：同时等待的有多少由调度决定",
 )
 NAMES = {
     "logits": Said(
@@ -61,9 +63,11 @@ def _recomputed(run: Judged) -> list[Row]:
     """FLOPs that ran again, and the most bytes of checkpoints held at one time, over all ranks (Eq 29)."""
     if run.graph is None or run.results is None or run.plan.recompute == "none":
         return []
-    branches = run.plan.recompute in ("selective", "op") and run.plan.recomputed != ("core",)
-    waits = run.plan.pipeline.splits and branches
+    parts = run.plan.recomputed
+    waiting = {"latent_up"} if "norm" in parts else {"latent_up", "mlp", "moe", "shared"}
+    waits = run.plan.pipeline.splits and run.plan.recompute != "full" and waiting & set(parts)
     return [
+        *_discarded(run, run.graph),
         Row(
             "flops_recomputed",
             Said("FLOPs computed again, all ranks", "重新计算的 FLOPs，全部 rank"),
@@ -83,6 +87,45 @@ def _recomputed(run: Judged) -> list[Row]:
     ]
 
 
+def _discarded(run: Judged, graph: ExecutionGraph) -> list[Row]:
+    """Bytes that were discarded and are made again in a step: of norms, of latents' heads, of experts."""
+    plan, model = run.plan, run.model
+    if not DISCARDED & set(plan.recomputed):
+        return []
+    predicted = 0
+    if "norm" in plan.recomputed:
+        sizes = plan.micro_batch, plan.width, plan.pieces, plan.sequence_parallel
+        one = sum(predict_norms(model, len(layers), *sizes) for layers in plan.stage_layers(model))
+        predicted += one * plan.micro_batches * plan.data_ranks * plan.tp
+    if "latent_up" in plan.recomputed:
+        one = predict_heads(model, plan.micro_batch, plan.width, plan.tp, plan.cp) * model.layers
+        predicted += one * plan.micro_batches * plan.data_ranks * plan.tp
+    if "moe_act" in plan.recomputed:
+        predicted += predict_activations(model, _assignments(run), plan.width)
+    counted = [_all_named(graph, rank, AGAIN) for rank in sorted(graph.memory)]
+    return [
+        Row(
+            "outputs_made_again",
+            Said("outputs discarded and made again, all ranks", "丢弃后重新生成的输出，全部 rank"),
+            predicted,
+            sum(counted) if counted else None,
+            "Megatron core, output-discarding recomputation (Eq 29)",
+        )
+    ]
+
+
+def _assignments(run: Judged) -> int:
+    """Assignments of a token to an expert that are kept, in the layers that recomputation has to do with.
+
+    The tp ranks send the same rows to the same experts, of which each has some columns.
+    """
+    kept = 0
+    for result in run.results or ():
+        for layer in run.plan.recomputed_layers(result.routing):
+            kept += sum(sum(made["kept"]) for made in result.routing[layer])
+    return kept // run.plan.tp
+
+
 def _flops(run: Judged) -> int:
     plan, model = run.plan, run.model
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
@@ -93,7 +136,7 @@ def _flops(run: Judged) -> int:
     fused, stops = plan.tp > 1 and plan.tp_overlap, not plan.pipeline.splits
     routers = 1 if plan.sequence_parallel else plan.tp
     flops = 0
-    for layers in plan.stage_layers(model):
+    for layers in map(plan.recomputed_layers, plan.stage_layers(model)):
         stage_ends = ends(layers, plan.recompute_every if plan.recompute == "full" else 1)
         spared = [stops and last_spared(model, layer, fused) for layer in stage_ends]
         if plan.recompute == "selective":
@@ -109,9 +152,7 @@ def _flops(run: Judged) -> int:
             one = predict_flops(*stage, pairs=seen, spares=spared, **ranks)
         flops += one * plan.micro_batches * plan.dp
     if model.experts and "moe" in plan.recomputed:
-        # the tp ranks send the same rows to the same experts, of which each has some columns
-        kept = sum(sum(rows) for result in run.results or () for rows in result.routing_counts("kept"))
-        flops += 2 * (kept // plan.tp) * (model.gates + 1) * model.hidden * model.expert_width
+        flops += 2 * _assignments(run) * (model.gates + 1) * model.hidden * model.expert_width
     return flops
 
 
@@ -134,8 +175,9 @@ def _checkpoints(run: Judged) -> int:
             plan.pieces,
             plan.cp,
             plan.recomputed,
+            plan.sequence_parallel,
         )
-        for layers in plan.stage_layers(model)
+        for layers in map(plan.recomputed_layers, plan.stage_layers(model))
     ]
     # without a norm before it, a segment's input is also the input of its first matrix and is held until that
     # matrix's weight gradient is computed
@@ -183,9 +225,19 @@ def _waiting(plan: Plan, nbytes: int, until: str) -> int:
     return int(schedule.most_held(schedule.placement[-1], held, until))
 
 
-def _most_named(graph: ExecutionGraph, rank: int, name: str) -> int:
-    """The most bytes that lived at one time of what was given a name."""
+# ---- what the memory ledger counted ------------------------------------------------------------------------
+def _changes(graph: ExecutionGraph, rank: int, name: str) -> np.ndarray:
+    """Bytes that came and, negative, that went of what was given a name, in the order of the program."""
     history = MemoryHistory(graph, rank)
     chosen = [number for number, called in history.named.items() if called == name]
-    changes = history.log[np.isin(history.log[:, 3], chosen), 2]
-    return int(changes.cumsum().max(initial=0))
+    return history.log[np.isin(history.log[:, 3], chosen), 2]
+
+
+def _most_named(graph: ExecutionGraph, rank: int, name: str) -> int:
+    """The most bytes that lived at one time of what was given a name."""
+    return int(_changes(graph, rank, name).cumsum().max(initial=0))
+
+
+def _all_named(graph: ExecutionGraph, rank: int, name: str) -> int:
+    """All bytes that a step made of what was given a name."""
+    return int(_changes(graph, rank, name).clip(min=0).sum())

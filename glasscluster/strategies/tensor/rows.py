@@ -11,7 +11,7 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.strategies.layout.judged import Judged, bytes_row
-from glasscluster.strategies.layout.segments import branch_of, ends, last_spared
+from glasscluster.strategies.layout.segments import dense_again, ends, last_spared
 from glasscluster.strategies.tensor import sequence_parallel, tensor_parallel
 from glasscluster.strategies.tensor.tensor_parallel import predict_again, predict_shared_heads
 
@@ -36,14 +36,14 @@ def _activations(run: Judged, graph: ExecutionGraph) -> list[Row]:
     for stage, layers in enumerate(plan.stage_layers(model)):
         first_and_last, again = (stage == 0, stage == plan.stages - 1), 0
         if plan.recompute == "full":
-            stop = [last_spared(model, i, plan.tp_overlap) for i in ends(layers, plan.recompute_every)]
-            again = predict_again(sum(map(model.matrix_pairs, layers)), sum(stop), each)
-        if branches := [
-            i for i in layers if branch_of(model, i) in plan.recomputed and plan.recompute != "full"
-        ]:
+            full = plan.recomputed_layers(layers)
+            stop = [last_spared(model, i, plan.tp_overlap) for i in ends(full, plan.recompute_every)]
+            again = predict_again(sum(map(model.matrix_pairs, full)), sum(stop), each)
+        elif branches := dense_again(model, layers, plan.recomputed):
             # a branch runs again without its last collective, unless that is one with its matrix
             stop = [not plan.tp_overlap or not model.dense_width(i) for i in branches]
-            again = predict_again(sum(model.matrix_pairs(i) - 1 for i in branches), sum(stop), each)
+            pairs = [1 if "shared" in plan.recomputed else model.matrix_pairs(i) - 1 for i in branches]
+            again = predict_again(sum(pairs), sum(stop), each)
         inside = sum(_of_layer(run, layer) for layer in layers)  # layers differ: they are taken as one
         sizes = 1, plan.micro_batches, b_s, h, t, w
         if plan.sequence_parallel:
@@ -128,14 +128,15 @@ def _shared_heads(run: Judged, graph: ExecutionGraph) -> list[Row]:
     plan, model = run.plan, run.model
     if plan.tp <= model.key_heads:
         return []
-    runs, b_s = 3 if plan.recompute == "full" else 2, plan.micro_batch * model.seq
-    one = predict_shared_heads(model.key_heads, model.key_width, plan.tp, b_s, plan.width, runs)
+    full = plan.recomputed_layers(range(model.layers)) if plan.recompute == "full" else []
+    runs, b_s = 2 * model.layers + len(full), plan.micro_batch * model.seq
+    layers = predict_shared_heads(model.key_heads, model.key_width, plan.tp, b_s, plan.width, runs)
     return [
         bytes_row(
             graph,
             "tp_shared_heads_sent",
             Said("tp keys and values of shared heads sent", "tp 共享头的键和值的发送量"),
-            one * plan.micro_batches * model.layers * plan.dp,
+            layers * plan.micro_batches * plan.dp,
             _places(graph)["heads"],
             "GQA 2305.13245; Eq 10 over tp / kv-heads",
         )
@@ -151,13 +152,15 @@ def _router(run: Judged, graph: ExecutionGraph) -> list[Row]:
     if not model.experts:
         return []
     weights = plan.micro_batch * model.seq * model.top_k * max(plan.width, 4)
-    runs = 3 if "moe" in plan.recomputed and plan.sequence_parallel else 2
+    runs = 2 * model.routed_layers
+    if "moe" in plan.recomputed and plan.sequence_parallel:
+        runs += sum(map(model.routed, plan.recomputed_layers(range(model.layers))))
     return [
         bytes_row(
             graph,
             "tp_router_sent",
             Said("tp weights of the router sent", "tp 路由权重的发送量"),
-            runs * (plan.tp - 1) * weights * plan.micro_batches * model.routed_layers * plan.dp,
+            runs * (plan.tp - 1) * weights * plan.micro_batches * plan.dp,
             _places(graph)["router"],
             "Eq 9, Eq 10: k numbers a token",
         )
