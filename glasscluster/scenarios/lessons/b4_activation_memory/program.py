@@ -39,14 +39,11 @@ def activation_memory(lab: Lab, hidden: int = 64, heads: int = 4, seq: int = 64)
     for way, lines in runs.items():
         lab.row("gpt_layer", theory[way], total(lines), "Eq 17", way=lab.text(way))
     gib = {way: total(lines) / GIB for way, lines in runs.items()}
-    whole, shape = theory["none"], {"h": giant.hidden, "a": giant.heads, "length": giant.seq}
+    shape = {"h": giant.hidden, "a": giant.heads, "length": giant.seq}
     lab.ask("gib_of_a_layer", gib["none"], "GiB", **shape)
     square = sum(line.counted for line in runs["none"] if grows_with_square(line))
     lab.row("square", 5 * giant.heads * giant.seq**2, square, "Eq 17: 5as²b")
-    less = total(runs["none"]) / total(runs["tp8"])
-    lab.row("eight_ranks", whole / theory["tp8"], less, "Eq 17", unit="×", ranks=RANKS)
-    weights = weights_of_a_layer(giant)
-    check_growth(lab, giant, weights)
+    less, weights = check_ratios(lab, giant, runs, theory)
 
     def by_tensor(lang: str) -> Any:
         counted = [line for line in runs["none"] if not line.separate]
@@ -72,8 +69,8 @@ def activation_memory(lab: Lab, hidden: int = 64, heads: int = 4, seq: int = 64)
     lab.conclude(whole=gib["none"], layers=giant.layers, all=giant.layers * gib["none"])
     of_square: dict[str, Any] = {"share": square / total(runs["none"]), "length": giant.seq}
     lab.explain(**of_square)
-    states = 8 * weights  # 16 bytes a parameter in place of 2
-    outgrow: dict[str, Any] = {"states": states / GIB, "outgrow": states // total(runs["none"]) + 1}
+    # Adam's state, weights and gradients: 16 bytes a parameter in place of 2
+    outgrow = {"states": 8 * weights / GIB, "outgrow": 8 * weights // total(runs["none"]) + 1}
     lab.card(cut=gib["tp8"], cut_along_sequence=gib["sp"], flash=gib["flash"], ranks=RANKS, cut_less=less)
     lab.card(weights=weights / GIB, **outgrow, **of_square)
     lab.own_number(whole=gib["none"], small=total(mine), hidden=hidden, seq=seq)
@@ -101,10 +98,15 @@ def weights_of_a_layer(model: Any) -> int:
     return 2 * sum(parameter.numel() for parameter in stage.parameters())
 
 
-def check_growth(lab: Lab, model: Any, weights: int) -> None:
-    """Check that activations grow with the sequences and faster with their length; and the weights, which do
-    not grow.
+def check_ratios(
+    lab: Lab, model: Any, runs: dict[str, list[Line]], theory: dict[str, int]
+) -> tuple[float, int]:
+    """Check that eight ranks keep more than an eighth, that activations grow with the sequences and faster
+    with their length, and the weights, which do not grow. Returns how many times less a rank keeps, and
+    the bytes of the weights.
     """
+    less, weights = total(runs["none"]) / total(runs["tp8"]), weights_of_a_layer(model)
+    lab.row("eight_ranks", theory["none"] / theory["tp8"], less, "Eq 17", unit="×", ranks=RANKS)
     h, a, s = model.hidden, model.heads, model.seq
     lab.row("layer_weights", 2 * (12 * h * h + 13 * h), weights, "Eq 1, 2 bytes each")
     two = total(kept(model, 1, "none", sequences=2))
@@ -112,6 +114,7 @@ def check_growth(lab: Lab, model: Any, weights: int) -> None:
     longer = total(kept(model.model_copy(update={"seq": 2 * s}), 1, "none"))
     source = "Eq 17: the s² term by 4, the rest by 2"
     lab.row("longer", 4 * 5 * a * s * s + 2 * 34 * s * h, longer, source, length=2 * s)
+    return less, weights
 
 
 def ways_to_keep_less(model: Any) -> tuple[dict[str, list[Line]], dict[str, int]]:

@@ -82,8 +82,9 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
         title = lab.text(f"name_{name}")
         lab.row("become_zero", of["below"], of["gone"], "Eq 28: |g| ≤ 2⁻²⁵", **count, name=title)
         lab.row("become_infinite", of["above"], of["over"], "|g| ≥ 65520 rounds to 2¹⁶", **count, name=title)
-    as_is = looks["as_they_are"]
-    lab.row("below_normal", as_is["subnormal"], as_is["coarse"], "Eq 28: |g| < 2⁻¹⁴ − 2⁻²⁵", **count)
+    lab.row(
+        "below_normal", look["x1"]["subnormal"], look["x1"]["coarse"], "Eq 28: |g| < 2⁻¹⁴ − 2⁻²⁵", **count
+    )
     bits = math.log2(torch.finfo(torch.bfloat16).eps / torch.finfo(torch.half).eps)
     lab.row("bits_less", 10 - 7, bits, "10 bits and 7", unit="bits")
     right, wrong = look["clipped"]

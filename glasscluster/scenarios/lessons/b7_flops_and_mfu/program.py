@@ -55,31 +55,8 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
         lab.row("flops_ran", needed[kind], ran[kind], "Eq 30 and Eq 29", **flops, kind=kind)
     mfu = {kind: t.timeline.mfu(3.0 * forward) for kind, t in runs.items()}
     hfu = {kind: t.timeline.mfu(float(t.run.graph.flops.sum())) for kind, t in runs.items()}
-    virtual: dict[str, Any] = {"match": "virtual", "tolerance": 1e-9}
-    for kind in KINDS:
-        more, source = needed[kind] / (3 * forward), "what ran over what the model needs"
-        lab.row(
-            "hfu_over_mfu",
-            more,
-            None,
-            source,
-            simulated=hfu[kind] / mfu[kind],
-            unit="×",
-            **virtual,
-            kind=kind,
-        )
-    line, logged = runs["none"].timeline, runs["none"].as_json()["mfu"]
-    by_hand = 3 * forward / (line.makespan * line.hardware.gpu.peak("fp32"))
-    lab.row("mfu_of_the_log", by_hand, None, "FLOPs over time and peak", simulated=logged, unit="", **virtual)
-
-    slower = line.makespan / runs["full"].timeline.makespan
-    kept = mfu["full"] / mfu["none"]
-    lab.row("mfu_over_time", slower, None, "time over time", simulated=kept, unit="×", **virtual)
-    twice = lab.dry(model=model.model_copy(update={"seq": 2 * s}), global_batch=b, micro_batch=b)
-    longer = 48 * b * s * n * h * h + 16 * b * s * s * n * h + 4 * b * s * h * v
-    found = flops_by_phase(twice.graph)["forward"]
-    lab.row("longer", longer, found, "Eq 30 over 3: attention × 4, the rest × 2", **flops, length=2 * s)
-
+    check_utilisation(lab, runs, needed, mfu, hfu)
+    check_longer(lab, model, b)
     causal = causal_row(lab, runs["none"].as_json(), forward, 4 * b * s * s * n * h, s)
 
     each = 3 * forward / (b * s) / model.parameters()
@@ -97,6 +74,32 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
     lab.explain()
     lab.card(**full, hfu_over_mfu=hfu["full"] / mfu["full"])
     lab.own_number(each=each)
+
+
+def check_utilisation(
+    lab: Lab, runs: dict[str, Any], needed: dict[str, int], mfu: dict[str, float], hfu: dict[str, float]
+) -> None:
+    """Check MFU and HFU on the timelines: against each other, against the log, and against time."""
+    forward = needed["none"] // 3
+    virtual: dict[str, Any] = {"match": "virtual", "tolerance": 1e-9}
+    for kind in KINDS:
+        more, ran = needed[kind] / needed["none"], hfu[kind] / mfu[kind]
+        source = "what ran over what the model needs"
+        lab.row("hfu_over_mfu", more, None, source, simulated=ran, unit="×", **virtual, kind=kind)
+    line, logged = runs["none"].timeline, runs["none"].as_json()["mfu"]
+    by_hand = 3 * forward / (line.makespan * line.hardware.gpu.peak("fp32"))
+    lab.row("mfu_of_the_log", by_hand, None, "FLOPs over time and peak", simulated=logged, unit="", **virtual)
+    slower, kept = line.makespan / runs["full"].timeline.makespan, mfu["full"] / mfu["none"]
+    lab.row("mfu_over_time", slower, None, "time over time", simulated=kept, unit="×", **virtual)
+
+
+def check_longer(lab: Lab, model: Any, b: int) -> None:
+    """Check the forward's FLOPs of sequences that are twice as long: attention's grow with the square."""
+    s, v, n, h = model.seq, model.vocab, model.layers, model.hidden
+    twice = lab.dry(model=model.model_copy(update={"seq": 2 * s}), global_batch=b, micro_batch=b)
+    longer = 48 * b * s * n * h * h + 16 * b * s * s * n * h + 4 * b * s * h * v
+    found, source = flops_by_phase(twice.graph)["forward"], "Eq 30 over 3: attention × 4, the rest × 2"
+    lab.row("longer", longer, found, source, unit="FLOPs", length=2 * s)
 
 
 def causal_row(lab: Lab, log: dict[str, Any], forward: int, attention: int, s: int) -> float:
