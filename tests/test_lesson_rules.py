@@ -46,8 +46,6 @@ NOT_YET: dict[str, str] = {
 
         A6 A7 A8 A9
 
-        B5
-
         C1 C2 C3 C4 C5 C6 C7
 
         D2 D3 D4 D5 D6
@@ -61,8 +59,6 @@ NOT_YET: dict[str, str] = {
     "code": """
 
         A6 A7 A8 A9
-
-        B5
 
         C1 C2 C3 C4 C5 C6 C7
 
@@ -78,8 +74,6 @@ NOT_YET: dict[str, str] = {
 
         A6 A7 A8 A9
 
-        B5
-
         C1 C2 C3 C4 C5 C6 C7
 
         D2 D3 D4 D5 D6
@@ -92,8 +86,6 @@ NOT_YET: dict[str, str] = {
     """,
     "numbers": """
         A6 A7 A9
-
-        B5
 
         C1 C2 C3 C5 C6 C7
 
@@ -109,8 +101,6 @@ NOT_YET: dict[str, str] = {
 
         A6 A7 A8 A9
 
-        B5
-
         C1 C2 C3 C4 C5 C6
 
         D2 D3 D4 D5 D6
@@ -125,8 +115,6 @@ NOT_YET: dict[str, str] = {
 
         A6 A7 A8 A9
 
-        B5
-
         C1 C2 C3 C4 C5 C6 C7
 
         D2 D3 D4 D5 D6
@@ -140,8 +128,6 @@ NOT_YET: dict[str, str] = {
     "answer_in_range": """
 
         A6 A7 A8 A9
-
-        B5
 
         C1 C2 C3 C4 C5 C6 C7
 
