@@ -43,11 +43,9 @@ from glasscluster.visualize.page.story import story_of
 
 NOT_YET: dict[str, str] = {
     "follow_ups": """
-        L0
 
         A8
 
-        B1 B2 B4 B5 B6 B7
 
         D2 D3 D4 D5 D6
 
@@ -58,11 +56,9 @@ NOT_YET: dict[str, str] = {
         G1 G2 G3
     """,
     "code": """
-        L0
 
         A8
 
-        B1 B2 B4 B5 B6 B7
 
         D2 D3 D4 D5 D6
 
@@ -73,11 +69,9 @@ NOT_YET: dict[str, str] = {
         G1 G2 G3
     """,
     "prediction": """
-        L0
 
         A8
 
-        B1 B2 B4 B5 B6 B7
 
         D2 D3 D4 D5 D6
 
@@ -90,7 +84,6 @@ NOT_YET: dict[str, str] = {
     "numbers": """
         
 
-        B1 B2 B4 B5 B6 B7
 
         D2 D3 D4 D5 D6
 
@@ -101,11 +94,9 @@ NOT_YET: dict[str, str] = {
         G1 G2 G3
     """,
     "symbols": """
-        L0
 
         A8
 
-        B1 B2 B4 B5 B6 B7
 
         D2 D3 D4 D5 D6
 
@@ -116,11 +107,9 @@ NOT_YET: dict[str, str] = {
         G1 G3
     """,
     "plan": """
-        L0
 
         A8
 
-        B1 B2 B4 B5 B6 B7
 
         D2 D3 D4 D5 D6
 
@@ -131,11 +120,9 @@ NOT_YET: dict[str, str] = {
         G1 G2 G3
     """,
     "answer_in_range": """
-        L0
 
         A8
 
-        B1 B2 B4 B5 B6 B7
 
         D2 D3 D4 D5 D6
 
@@ -146,13 +133,11 @@ NOT_YET: dict[str, str] = {
         G1 G2 G3
     """,
     "own_story": """
-        B2
 
         D2 D3 D4
 
     """,
 }
-
 
 def not_yet(rule: str) -> set[str]:
     return set(NOT_YET.get(rule, "").split())

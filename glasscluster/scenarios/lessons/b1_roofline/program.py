@@ -99,7 +99,7 @@ def roofline(lab: Lab, n: int = 512, d: int = 64) -> None:
 
     square = spots["square_matmul"].flops / spots["square_matmul"].bytes
     vector = spots["matrix_vector"].flops / spots["matrix_vector"].bytes
-    lab.ask("intensity", square, "FLOPs a byte", n=n)
+    lab.ask("intensity", square, n=n)
 
     def drawn(lang: str) -> Any:
         named = {lab.word(name, lang): dot for name, dot in spots.items() if dot.flops}
@@ -115,6 +115,8 @@ def roofline(lab: Lab, n: int = 512, d: int = 64) -> None:
     lab.tell("another_gpu", view="tab=timeline&run=operations")
     lab.conclude(**counts)
     lab.explain()
+    crosses = 3 * ridge  # n where 2n / 3w is the ridge, w = 2
+    lab.card(waiting=len(OPERATIONS) - bound, operations=len(OPERATIONS), ridge=ridge, crosses=crosses)
     lab.own_number(square=square, n=n)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
-from glasscluster.sim.recording.events import CATEGORIES
+from glasscluster.sim.recording.events import CATEGORIES, COMPUTE, PHASES
 from glasscluster.strategies.judge.activations import predict
-from glasscluster.strategies.memory.recompute import best_every, predict_peak
+from glasscluster.strategies.memory.recompute import best_every, predict_flops, predict_peak
 from glasscluster.strategies.plan import make_model
 from glasscluster.visualize.figures.plots import lines
 
@@ -20,6 +20,8 @@ GPT3: dict[str, Any] = {
     "n": 96,
     "c": 2.0 * 2048 * 12288 / GIB,
 }  # layers; GiB of a checkpoint, 2sbh. A layer keeps 17 of them
+
+SEQUENCES = 2  # of a step
 
 
 @lesson
@@ -49,22 +51,18 @@ def recompute(lab: Lab, layers: int = 8, hidden: int = 64, seq: int = 192) -> No
     by_rule, best = round(best_every(GPT3["n"], 1, 17)), min(range(1, GPT3["n"] + 1), key=gib_of_gpt3)
     lab.row("best_length_of_gpt3", by_rule, best, "Eq 29: n = 96, C = 2sbh, A = 34sbh", unit="layers")
 
+    root, flops = root_over_best(lab, best), flops_that_ran(lab, model, runs)
+
     half = [key for key in runs if peak[key] <= peak["none"] / 2]
     cheapest = min(half, key=lambda key: time[key])
     extra = 100 * (time[cheapest] / time["none"] - 1)
-    lab.ask("extra_time", extra, "%", layers=layers)
     lab.figure("memory_against_time", lambda lang: memory_against_time(lab, peak, time, lengths, lang))
     lab.figure("two_terms", lambda lang: two_terms(lab, best, lang))
-    megabytes = {key: nbytes / 1e6 for key, nbytes in peak.items()}
-    lab.tell(
-        "memory",
-        view="tab=memory&run=full2",
-        peak_none=megabytes["none"],
-        peak_selective=megabytes["selective"],
-        tried=tried,
-        peak_full=megabytes[f"full{tried}"],
-    )
-    flops = {key: int(run.graph.flops.sum()) for key, run in runs.items()}
+    kinds = {"none": "none", "selective": "selective", "full": f"full{tried}"}
+    peaks: dict[str, Any] = {f"peak_{kind}": peak[key] / 1e6 for kind, key in kinds.items()}
+    repeated = {f"again_{kind}": 1e3 * seconds_again(runs[key]) for kind, key in kinds.items()}
+    lab.ask("extra_time", extra, layers=layers, step=1e3 * time["none"], **peaks, **repeated)
+    lab.tell("memory", view="tab=memory&run=full2", tried=tried, **peaks)
     more: dict[str, Any] = {
         "work_full": percent_more(flops, "full1"),
         "slow_full": percent_more(time, "full1"),
@@ -75,12 +73,32 @@ def recompute(lab: Lab, layers: int = 8, hidden: int = 64, seq: int = 192) -> No
     lab.tell("one_segment", view=f"tab=memory&run=full{layers}", layers=layers)
     lab.conclude(extra=extra)
     lab.explain()
+    lab.card(n=GPT3["n"], best=best, root=root, **more)
     lab.own_number(extra=extra, times_less=peak["none"] / peak[cheapest])
+
+
+def root_over_best(lab: Lab, best: int) -> float:
+    """How many times the best peak GPT-3 has with √n layers a segment, checked by hand."""
+    n, root = GPT3["n"], math.ceil(math.sqrt(GPT3["n"]))
+    by_hand = (math.ceil(n / root) + 17 * root) / (n / 2 + 17 * 2)
+    over = gib_of_gpt3(root) / gib_of_gpt3(best)
+    lab.row("root_over_best", by_hand, over, "Eq 29, k = 2 the best", unit="×", tolerance=1e-9)
+    return over
+
+
+def flops_that_ran(lab: Lab, model: Any, runs: dict[str, Any]) -> dict[str, int]:
+    """The FLOPs of each run, those that ran again checked against the formula."""
+    flops = {key: int(run.graph.flops.sum()) for key, run in runs.items()}
+    for kind, key in (("selective", "selective"), ("full", "full1")):
+        way, again = lab.text(f"title_{kind}", k=1), flops[key] - flops["none"]
+        expected = predict_flops(kind, model, model.layers, 1, SEQUENCES)
+        lab.row("repeated", expected, again, "Eq 29, Eq 30", unit="FLOPs", way=way)
+    return flops
 
 
 def train_each_way(lab: Lab, model: Any, lengths: list[int]) -> dict[str, Any]:
     """One step that keeps everything, one that recomputes what is cheap, and one for each segment length."""
-    common: dict[str, Any] = {"model": model, "steps": 1, "global_batch": 2, "precision": "fp32"}
+    common: dict[str, Any] = {"model": model, "steps": 1, "global_batch": SEQUENCES, "precision": "fp32"}
     runs = {
         "none": lab.train("none", lab.text("title_none"), **common),
         "selective": lab.train("selective", lab.text("title_selective"), recompute="selective", **common),
@@ -90,6 +108,13 @@ def train_each_way(lab: Lab, model: Any, lengths: list[int]) -> dict[str, Any]:
         plan: dict[str, Any] = {"recompute": "full", "recompute_every": k, "checked": k == 2}
         runs[key] = lab.train(key, title, **plan, **common)
     return {key: trained.run for key, trained in runs.items()}
+
+
+def seconds_again(run: Any) -> float:
+    """Seconds of the operations that a step computes again."""
+    line, graph = run.timeline, run.graph
+    rows = (graph.kind == COMPUTE) & (graph.phase == PHASES.index("recompute"))
+    return float((line.end - line.start)[rows].sum())
 
 
 def most_activations(run: Any) -> int:

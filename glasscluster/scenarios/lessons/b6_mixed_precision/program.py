@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ def program(gpu: Any, job: Any) -> dict[str, Any]:
     with gpu.unrecorded():
         g = torch.cat([p.grad.flatten() for p, _ in model.full_names().values() if p.grad is not None]).abs()
         g = g[g > 0]
-        measured: dict[str, Any] = {"all": len(g)}
+        measured: dict[str, Any] = {"all": len(g), "clipped": clipped_in_both_orders(g.double())}
+        measured["mean"], measured["spread"] = float(g.log2().mean()), float(g.log2().std())
         for scale in (1.0, RAISED):
             x = g * scale
             at, counts = torch.frexp(x)[1].sub(1).unique(return_counts=True)
@@ -39,12 +41,31 @@ def program(gpu: Any, job: Any) -> dict[str, Any]:
             measured[f"x{scale:.0f}"] = {
                 "exponents": dict(zip(at.tolist(), counts.tolist(), strict=True)),
                 "small": int((x < 2.0**-14).sum()),
+                "subnormal": int((x < 2.0**-14 - 2.0**-25).sum()),  # what is closer rounds up to 2⁻¹⁴
+                "coarse": int((half < torch.finfo(torch.half).smallest_normal).sum()),
                 "gone": int((half == 0).sum()),
                 "below": int((x <= 2.0**-25).sum()),
                 "over": int(half.isinf().sum()),
                 "above": int((x >= 65520).sum()),
             }
         return measured
+
+
+def clipped_in_both_orders(g: Any) -> tuple[float, float]:
+    """The norm of gradients that were multiplied by the scale: unscaled, then clipped; and the other way
+    round.
+    """
+    limit, norms = float(g.norm()) / 2, []
+    for unscale_first in (True, False):
+        x = torch.nn.Parameter(torch.zeros_like(g))
+        x.grad = g * RAISED
+        for unscales in (unscale_first, not unscale_first):
+            if unscales:
+                x.grad /= RAISED
+            else:
+                torch.nn.utils.clip_grad_norm_([x], limit)
+        norms.append(float(x.grad.norm()))
+    return norms[0], norms[1]
 
 
 @lesson
@@ -61,6 +82,13 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
         title = lab.text(f"name_{name}")
         lab.row("become_zero", of["below"], of["gone"], "Eq 28: |g| ≤ 2⁻²⁵", **count, name=title)
         lab.row("become_infinite", of["above"], of["over"], "|g| ≥ 65520 rounds to 2¹⁶", **count, name=title)
+    lab.row(
+        "below_normal", look["x1"]["subnormal"], look["x1"]["coarse"], "Eq 28: |g| < 2⁻¹⁴ − 2⁻²⁵", **count
+    )
+    bits = math.log2(torch.finfo(torch.bfloat16).eps / torch.finfo(torch.half).eps)
+    lab.row("bits_less", 10 - 7, bits, "10 bits and 7", unit="bits")
+    right, wrong = look["clipped"]
+    lab.row("clipped_first", RAISED, right / wrong, "S", unit="×", tolerance=1)
 
     rule = ScaleRule(initial=2.0**24, interval=interval)
     plan: dict[str, Any] = {"model": model, "steps": steps, "dp": 2, "tp": 2, "global_batch": 8}
@@ -80,12 +108,13 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
         return 100 * looks[name][what] / look["all"]
 
     small, gone = percent("as_they_are", "small"), percent("as_they_are", "gone")
-    lab.ask("below_normal", small, "%")
+    lab.ask("below_normal", small, "%", mean=look["mean"], spread=look["spread"])
     lab.figure("by_exponent", lambda lang: by_exponent(lab, looks, look["all"], lang))
     lab.figure("staircase", lambda lang: loss_scale(lab, scales, skipped, lang), interval=interval)
     raised: dict[str, Any] = {f"raised_{what}": percent("raised", what) for what in ("small", "gone")}
     lab.tell("without_a_scale", small=small, gone=gone, **raised, over=looks["raised"]["over"])
     fell: dict[str, Any] = {
+        "first": rule.initial,
         "lowest": min(scales),
         "skipped": sum(skipped),
         "steps": steps,
@@ -93,10 +122,12 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
     }
     lab.tell("scale_fell", view="tab=timeline&run=fp16", **fell)
     last: dict[str, Any] = {name: float(t.run.results[-1].losses[-1]) for name, t in trained.items()}
-    lab.tell("last_losses", view="tab=memory&run=bf16", **last)
+    taken = steps - sum(skipped)
+    lab.tell("last_losses", view="tab=memory&run=bf16", taken=taken, steps=steps, **last)
     lab.conclude(small=small)
     lab.explain()
-    lab.own_number(small=small, skipped=sum(skipped), steps=steps)
+    lab.card(gone=gone, bits=round(bits))
+    lab.own_number(small=small, skipped=sum(skipped), steps=steps, first=rule.initial)
 
 
 def steps_unlike_torch(rule: ScaleRule, scales: list[float], skipped: list[bool]) -> int:

@@ -30,7 +30,7 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
         kind: lab.train(kind, lab.text("run", k=kind), checked=kind == "full", recompute=kind, **plan)
         for kind in KINDS
     }
-    counted = {kind: flops_by_phase(trained) for kind, trained in runs.items()}
+    counted = {kind: flops_by_phase(trained.run.graph) for kind, trained in runs.items()}
     plain = counted["none"]
     forward = (
         24 * b * s * n * h * h + 4 * b * s * s * n * h + 2 * b * s * h * v
@@ -55,27 +55,13 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
         lab.row("flops_ran", needed[kind], ran[kind], "Eq 30 and Eq 29", **flops, kind=kind)
     mfu = {kind: t.timeline.mfu(3.0 * forward) for kind, t in runs.items()}
     hfu = {kind: t.timeline.mfu(float(t.run.graph.flops.sum())) for kind, t in runs.items()}
-    virtual: dict[str, Any] = {"match": "virtual", "tolerance": 1e-9}
-    for kind in KINDS:
-        more, source = needed[kind] / (3 * forward), "what ran over what the model needs"
-        lab.row(
-            "hfu_over_mfu",
-            more,
-            None,
-            source,
-            simulated=hfu[kind] / mfu[kind],
-            unit="×",
-            **virtual,
-            kind=kind,
-        )
-    line, logged = runs["none"].timeline, runs["none"].as_json()["mfu"]
-    by_hand = 3 * forward / (line.makespan * line.hardware.gpu.peak("fp32"))
-    lab.row("mfu_of_the_log", by_hand, None, "FLOPs over time and peak", simulated=logged, unit="", **virtual)
-
+    check_utilisation(lab, runs, needed, mfu, hfu)
+    check_longer(lab, model, b)
     causal = causal_row(lab, runs["none"].as_json(), forward, 4 * b * s * s * n * h, s)
 
     each = 3 * forward / (b * s) / model.parameters()
-    lab.ask("flops_each", each, "FLOPs", psi=model.parameters())
+    sizes: dict[str, Any] = {"layers": n, "hidden": h, "vocab": v, "seq": s}
+    lab.ask("flops_each", each, psi=model.parameters(), **sizes)
     figures(lab, counted, mfu, hfu)
     lab.tell("phases", view="tab=ledger", forward=plain["forward"] / 1e6, backward=plain["backward"] / 1e6)
     lab.tell("six", view="tab=ledger", each=each)
@@ -86,7 +72,34 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
     lab.tell("definitions", view="tab=timeline", causal=causal)
     lab.conclude(each=each, **used)
     lab.explain()
+    lab.card(**full, hfu_over_mfu=hfu["full"] / mfu["full"])
     lab.own_number(each=each)
+
+
+def check_utilisation(
+    lab: Lab, runs: dict[str, Any], needed: dict[str, int], mfu: dict[str, float], hfu: dict[str, float]
+) -> None:
+    """Check MFU and HFU on the timelines: against each other, against the log, and against time."""
+    forward = needed["none"] // 3
+    virtual: dict[str, Any] = {"match": "virtual", "tolerance": 1e-9}
+    for kind in KINDS:
+        more, ran = needed[kind] / needed["none"], hfu[kind] / mfu[kind]
+        source = "what ran over what the model needs"
+        lab.row("hfu_over_mfu", more, None, source, simulated=ran, unit="×", **virtual, kind=kind)
+    line, logged = runs["none"].timeline, runs["none"].as_json()["mfu"]
+    by_hand = 3 * forward / (line.makespan * line.hardware.gpu.peak("fp32"))
+    lab.row("mfu_of_the_log", by_hand, None, "FLOPs over time and peak", simulated=logged, unit="", **virtual)
+    slower, kept = line.makespan / runs["full"].timeline.makespan, mfu["full"] / mfu["none"]
+    lab.row("mfu_over_time", slower, None, "time over time", simulated=kept, unit="×", **virtual)
+
+
+def check_longer(lab: Lab, model: Any, b: int) -> None:
+    """Check the forward's FLOPs of sequences that are twice as long: attention's grow with the square."""
+    s, v, n, h = model.seq, model.vocab, model.layers, model.hidden
+    twice = lab.dry(model=model.model_copy(update={"seq": 2 * s}), global_batch=b, micro_batch=b)
+    longer = 48 * b * s * n * h * h + 16 * b * s * s * n * h + 4 * b * s * h * v
+    found, source = flops_by_phase(twice.graph)["forward"], "Eq 30 over 3: attention × 4, the rest × 2"
+    lab.row("longer", longer, found, source, unit="FLOPs", length=2 * s)
 
 
 def causal_row(lab: Lab, log: dict[str, Any], forward: int, attention: int, s: int) -> float:
@@ -98,9 +111,8 @@ def causal_row(lab: Lab, log: dict[str, Any], forward: int, attention: int, s: i
     return causal
 
 
-def flops_by_phase(trained: Any) -> dict[str, int]:
+def flops_by_phase(graph: Any) -> dict[str, int]:
     """The FLOPs that ran in each phase."""
-    graph = trained.run.graph
     return {phase: int(graph.flops[graph.phase == PHASES.index(phase)].sum()) for phase in RAN}
 
 
