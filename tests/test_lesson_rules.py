@@ -55,7 +55,7 @@ NOT_YET: dict[str, str] = {
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
-        F1 F3 F4
+        F3 F4
 
         G1 G2 G3
     """,
@@ -72,7 +72,7 @@ NOT_YET: dict[str, str] = {
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
-        F1 F3 F4
+        F3 F4
 
         G1 G2 G3
     """,
@@ -89,7 +89,7 @@ NOT_YET: dict[str, str] = {
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
-        F1 F3 F4
+        F3 F4
 
         G1 G2 G3
     """,
@@ -121,7 +121,7 @@ NOT_YET: dict[str, str] = {
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
-        F1 F3 F4
+        F3 F4
 
         G1 G3
     """,
@@ -138,7 +138,7 @@ NOT_YET: dict[str, str] = {
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
-        F1 F3 F4
+        F3 F4
 
         G1 G2 G3
     """,
@@ -155,7 +155,7 @@ NOT_YET: dict[str, str] = {
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
-        F1 F3 F4
+        F3 F4
 
         G1 G2 G3
     """,
