@@ -74,7 +74,7 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
     lab.tell("norms", view="tab=ledger", norm_ratio=twice.signs.norm_ratio, tp=TENSOR_RANKS)
     lab.conclude(case_name=ill)
     lab.explain()
-    lab.card(**losses, rules=len(RULES), norm_ratio=twice.signs.norm_ratio, tp=TENSOR_RANKS)
+    lab.card(**losses, lower=LOWER, rules=len(RULES), norm_ratio=twice.signs.norm_ratio, tp=TENSOR_RANKS)
     lab.own_number(case_name=ill, broken_loss=broken.loss, cured_loss=cured.loss)
 
 
