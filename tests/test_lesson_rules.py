@@ -57,7 +57,7 @@ NOT_YET: dict[str, str] = {
 
         F3 F4
 
-        G1 G2 G3
+        G2 G3
     """,
     "code": """
         L0
@@ -74,7 +74,7 @@ NOT_YET: dict[str, str] = {
 
         F3 F4
 
-        G1 G2 G3
+        G2 G3
     """,
     "prediction": """
         L0
@@ -91,7 +91,7 @@ NOT_YET: dict[str, str] = {
 
         F3 F4
 
-        G1 G2 G3
+        G2 G3
     """,
     "numbers": """
 
@@ -106,7 +106,7 @@ NOT_YET: dict[str, str] = {
 
         F3 F4
 
-        G1 G2 G3
+        G2 G3
     """,
     "symbols": """
         L0
@@ -123,7 +123,7 @@ NOT_YET: dict[str, str] = {
 
         F3 F4
 
-        G1 G3
+        G3
     """,
     "plan": """
         L0
@@ -140,7 +140,7 @@ NOT_YET: dict[str, str] = {
 
         F3 F4
 
-        G1 G2 G3
+        G2 G3
     """,
     "answer_in_range": """
         L0
@@ -157,7 +157,7 @@ NOT_YET: dict[str, str] = {
 
         F3 F4
 
-        G1 G2 G3
+        G2 G3
     """,
     "own_story": """
         B2
