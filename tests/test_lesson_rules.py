@@ -51,7 +51,7 @@ NOT_YET: dict[str, str] = {
 
         C1 C2 C3 C4 C5 C6 C7
 
-        D2 D5 D6
+        D5 D6
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
@@ -68,7 +68,7 @@ NOT_YET: dict[str, str] = {
 
         C1 C2 C3 C4 C5 C6 C7
 
-        D2 D5 D6
+        D5 D6
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
@@ -85,7 +85,7 @@ NOT_YET: dict[str, str] = {
 
         C1 C2 C3 C4 C5 C6 C7
 
-        D2 D5 D6
+        D5 D6
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
@@ -100,7 +100,7 @@ NOT_YET: dict[str, str] = {
 
         C1 C2 C3 C5 C6 C7
 
-        D2 D5 D6
+        D5 D6
 
         E1 E2 E3 E6 E7 E8 E9 E10 E11
 
@@ -117,7 +117,7 @@ NOT_YET: dict[str, str] = {
 
         C1 C2 C3 C4 C5 C6
 
-        D2 D5 D6
+        D5 D6
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
@@ -134,7 +134,7 @@ NOT_YET: dict[str, str] = {
 
         C1 C2 C3 C4 C5 C6 C7
 
-        D2 D5 D6
+        D5 D6
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
@@ -151,7 +151,7 @@ NOT_YET: dict[str, str] = {
 
         C1 C2 C3 C4 C5 C6 C7
 
-        D2 D5 D6
+        D5 D6
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
@@ -164,7 +164,7 @@ NOT_YET: dict[str, str] = {
 
         C1 C3
 
-        D2
+
 
         E1
     """,
