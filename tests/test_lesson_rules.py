@@ -47,94 +47,94 @@ NOT_YET: dict[str, str] = {
         A8
 
 
-        D2 D3 D4 D5 D6
+        D5 D6
 
         E8 E9 E10 E11
 
-        F1 F3 F4
+        F3 F4
 
-        G1 G2 G3
+        G2 G3
     """,
     "code": """
 
         A8
 
 
-        D2 D3 D4 D5 D6
+        D5 D6
 
         E8 E9 E10 E11
 
-        F1 F3 F4
+        F3 F4
 
-        G1 G2 G3
+        G2 G3
     """,
     "prediction": """
 
         A8
 
 
-        D2 D3 D4 D5 D6
-
-        E8 E9 E10 E11
-
-        F1 F3 F4
-
-        G1 G2 G3
-    """,
-    "numbers": """
-        
-
-
-        D2 D3 D4 D5 D6
+        D5 D6
 
         E8 E9 E10 E11
 
         F3 F4
 
-        G1 G2 G3
+        G2 G3
+    """,
+    "numbers": """
+
+
+
+        D5 D6
+
+        E8 E9 E10 E11
+
+        F3 F4
+
+        G2 G3
     """,
     "symbols": """
 
         A8
 
 
-        D2 D3 D4 D5 D6
+        D5 D6
 
         E8 E9 E10 E11
 
-        F1 F3 F4
+        F3 F4
 
-        G1 G3
+        G3
     """,
     "plan": """
 
         A8
 
 
-        D2 D3 D4 D5 D6
+        D5 D6
 
         E8 E9 E10 E11
 
-        F1 F3 F4
+        F3 F4
 
-        G1 G2 G3
+        G2 G3
     """,
     "answer_in_range": """
 
         A8
 
 
-        D2 D3 D4 D5 D6
+        D5 D6
 
         E8 E9 E10 E11
 
-        F1 F3 F4
+        F3 F4
 
-        G1 G2 G3
+        G2 G3
     """,
     "own_story": """
 
-        D2 D3 D4
+
 
     """,
 }

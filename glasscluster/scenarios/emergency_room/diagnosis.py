@@ -84,19 +84,19 @@ RULES = (
     ),
     Rule(
         "norm-counted-twice",
-        ("the norm that clips is off by over 1 %", "裁剪所用的范数相差超过 1 %"),
+        ("the norm that clips is off by over 1 %", "裁剪所用范数的偏差超过 1 %"),
         lambda s: abs(s.norm_ratio - 1),
         0.01,
     ),
     Rule(
         "missing-all-reduce",
-        ("replicas differ in a bit", "副本有比特不同"),
+        ("replicas differ in a bit", "副本间存在逐比特差异"),
         lambda s: float(s.replicas_differ),
         0.5,
     ),
     Rule(
         "repeated-data",
-        ("over half of late sequences came before", "后期序列一半以上出现过"),
+        ("over half of late sequences came before", "后期一半以上的序列以前出现过"),
         lambda s: s.repeated_fraction,
         0.5,
     ),
@@ -114,7 +114,7 @@ RULES = (
     ),
     Rule(
         "rate-too-high",
-        ("a step moves a layer by twice its size", "某步使一层移动其大小的两倍"),
+        ("a step moves a layer by twice its size", "某一步某层权重的更新幅度达其大小的两倍"),
         lambda s: s.largest_update,
         2.0,
     ),
@@ -138,7 +138,7 @@ RULES = (
     ),
     Rule(
         "no-warm-up",
-        ("the first step moves a layer by a third", "首步使一层移动三分之一"),
+        ("the first step moves a layer by a third", "第一步某层权重更新幅度达三分之一"),
         lambda s: s.first_update,
         1 / 3,
     ),

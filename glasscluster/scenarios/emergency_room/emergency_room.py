@@ -85,8 +85,8 @@ CASES = (
     ),
     Case(
         "no-warm-up",
-        ("no warm-up", "没有预热"),
-        ("warm-up over 10 steps", "10 步预热"),
+        ("no warm-up", "没有 warm-up"),
+        ("warm-up over 10 steps", "10 步 warm-up"),
         {"warmup": 0},
         {"warmup": 10},
     ),
@@ -121,8 +121,8 @@ CASES = (
     ),
     Case(
         "bad-batch",
-        ("three batches of one token", "三个批全是同一个 token"),
-        ("skip, and return to a snapshot", "跳过，并退回快照"),
+        ("three batches of one token", "三个 batch 全是同一个 token"),
+        ("skip, and return to a snapshot", "跳过，并回退到快照"),
         cured={"skip_norm": 2.5, "skip_window": 8, "rollback": 2, "snapshot_every": 4},
         base={"clip": 0.0},
         plant="one_bad_batch",
@@ -136,14 +136,14 @@ CASES = (
     ),
     Case(
         "norm-counted-twice",
-        ("tensor ranks' norms are summed twice", "张量并行的范数求和两次"),
+        ("tensor ranks' norms are summed twice", "张量并行 rank 的范数被求和两次"),
         ("one sum", "只求和一次"),
         base={"dp": 1, "tp": 2, "optimizer": "sgd", "lr": 0.3, "clip": 0.2},
         plant="norm_counts_copies",
     ),
     Case(
         "repeated-data",
-        ("the same two batches again and again", "反复使用同样的两个批"),
+        ("the same two batches again and again", "反复使用同样的两个 batch"),
         ("the sampler", "修好采样器"),
         plant="same_batches",
     ),

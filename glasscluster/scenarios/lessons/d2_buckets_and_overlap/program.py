@@ -7,6 +7,7 @@ from typing import Any
 from glasscluster.scenarios.jobs.buckets import best, reductions, sweep
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
+from glasscluster.scenarios.texts import listed
 from glasscluster.sim.time.hardware import hardware
 from glasscluster.strategies.data import overlap
 from glasscluster.strategies.plan import make_model, make_plan
@@ -35,7 +36,16 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     steps = [result.step_s * 1e3 for result in swept["1"]]
     best_kib = SIZES[steps.index(min(steps))]
     ends: dict[str, Any] = {"smallest": SIZES[0], "largest": SIZES[-1]}
-    lab.ask("best_bucket", best_kib, "KiB", **ends)
+    asked = bare(lab, model, swept["1"][0].breakdown_s, gpus)
+    lab.ask("best_bucket", best_kib, **asked, **ends)
+    yes: dict[str, Any] = {"unit": "yes"}
+    for key, step, kib in (
+        ("smallest_is_not_best", steps[0], SIZES[0]),
+        ("largest_is_not_best", steps[-1], SIZES[-1]),
+    ):
+        lab.row(key, 1, int(step > min(steps)), "two recorded steps", **yes, kib=kib)
+    sooner = int(trained.timeline.makespan < late.makespan)
+    lab.row("overlap_is_sooner", 1, sooner, "two recorded steps", **yes)
 
     ready, done, nbytes = reductions(trained.timeline)
     seconds_of = overlap.on_a_ring("all_reduce", gpus, here.link(0, 1), here.gpu.reduce_rate)
@@ -57,11 +67,28 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     lab.figure("best_by_link", on_three_wires)
     times: dict[str, Any] = {"step_ms": trained.timeline.makespan * 1e3, "late_ms": late.makespan * 1e3}
     lab.tell("step", view="tab=timeline&run=buckets", buckets=len(done), bucket_kib=bucket_kib, **times)
+    edges: dict[str, Any] = {"small_step": steps[0], "large_step": steps[-1], **ends}
+    near = [kib for kib, step in zip(SIZES, steps, strict=True) if step < 1.01 * min(steps)]
+    lab.tell("sweep", near=listed(map(str, near)), **edges)
     sizes: dict[str, Any] = {
         "slow_kib": best_by_wire["1/8"].size // KIB,
         "fast_kib": best_by_wire["8"].size // KIB,
     }
     lab.tell("other_links", view="tab=timeline&run=buckets", **sizes)
-    lab.conclude(best_kib=best_kib, best=min(steps), small_step=steps[0], large_step=steps[-1], **ends)
+    lab.conclude(best_kib=best_kib, best=min(steps), **edges)
     lab.explain()
+    lab.card(best=min(steps), **edges, **times)
     lab.own_number(best_kib=best_kib, gpus=gpus, hardware=lab.hardware)
+
+
+def bare(lab: Lab, model: Any, breakdown_s: dict[str, float], gpus: int) -> dict[str, Any]:
+    """What the best bucket is estimated from: the gradients' size, the link, and the time of computing."""
+    link = hardware(lab.hardware).link(0, 1)
+    return {
+        "mib": model.parameters() * 4 / KIB**2,
+        "gpus": gpus,
+        "alpha": link.alpha * 1e6,
+        "beta": link.bandwidth / 1e9,
+        "compute": breakdown_s["compute"] * 1e3,
+        "sizes": listed(str(kib) for kib in SIZES),
+    }

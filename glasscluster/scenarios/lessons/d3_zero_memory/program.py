@@ -17,6 +17,7 @@ from glasscluster.visualize.figures.memory import StateBook, memory_by_strategy
 from glasscluster.visualize.figures.plots import bars
 
 STAGES = range(4)
+BILLIONS, MANY = 7.5, 64  # parameters and GPUs of the question
 KINDS = ("parameters", "gradients", "optimizer")
 # GB of 7.5 billion parameters as the paper prints them: GPUs -> stages 1, 2, 3, each with its digits after
 # the point
@@ -41,6 +42,7 @@ def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
     model = make_model("tiny", hidden=hidden, seq=64)
     plan: dict[str, Any] = {"model": model, "dp": gpus, "precision": "bf16", "global_batch": 2 * gpus}
     lab.figure("table_1", lambda lang: table_1(lab, lang))
+    sent = []  # bytes of gradients and parameters that all ranks sent, at every stage
     each = []  # bytes a parameter of a rank, by kind, at every stage
     for stage in STAGES:
         title = lab.text("stage", stage=stage) if stage else lab.text("data_parallel")
@@ -51,11 +53,23 @@ def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
         expected = 2 * padded / of_parameters + 2 * padded / of_gradients + 12 * padded / of_optimizer
         counted, source = sum(rank.state_bytes.values()), "Eq 15, each unit padded to N"
         lab.row("states_of_a_rank", expected, counted, source, stage=stage)
+        purposes = ("gradients", "parameters")
+        sent.append(sum(sum(trained.run.graph.bytes_sent(axis="dp", purpose=what)) for what in purposes))
         each.append({kind: nbytes / model.parameters() for kind, nbytes in rank.state_bytes.items()})
     totals = [sum(kinds.values()) for kinds in each]
     check_table_1(lab, gpus, totals)
-
-    lab.ask("gigabytes", 7.5 * (2 + 14 / 64), "GB")
+    widths = {f"of_{kind}": each[0][kind] for kind in KINDS}
+    asked: dict[str, Any] = {
+        "many": MANY,
+        "billions": BILLIONS,
+        "billions_zh": round(10 * BILLIONS),
+        **widths,
+    }
+    gigabytes = check_scaled(lab, each[0])
+    lab.ask("gigabytes", gigabytes["gb_2"], **asked)
+    m = make_plan(**{k: v for k, v in plan.items() if k != "model"}).micro_batches
+    traffic = sent[3] / sent[0]
+    lab.row("traffic", 3 * m / 2, traffic, "Eq 16: padding aside", unit="", tolerance=1e-3, m=m)
 
     def by_kind(lang: str) -> Any:
         series = {lab.word(kind, lang): [kinds[kind] for kinds in each] for kind in KINDS}
@@ -75,9 +89,18 @@ def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
         return memory_by_strategy(named, lang)
 
     lab.figure("peak", peaks)
-    lab.tell("counted", view="tab=memory&run=zero3", by_stage=listed(f"{total:.3g}" for total in totals))
-    lab.conclude(whole=totals[0], stage_3=totals[3], gpus=gpus)
-    lab.explain()
+    left = books[3, "plain"]
+    beside = sum(left.more.values()) / model.parameters()
+    shown = listed(f"{total:.3g}" for total in totals)
+    lab.tell("counted", view="tab=memory&run=zero3", by_stage=shown, gpus=gpus)
+    lab.tell("scaled", **asked, **gigabytes)
+    lab.tell("beside", view="tab=memory&run=zero3", beside=beside, states=totals[3])
+    lab.conclude(whole=totals[0], stage_3=totals[3], gpus=gpus, **asked, **gigabytes)
+    of_shards = widths["of_gradients"] + widths["of_optimizer"]
+    lab.explain(sharded=of_shards, gpus=gpus, **asked, **gigabytes)
+    layers = next(int(row.counted) for row in trained.checks if row.key == "layers_whole")
+    lab.card(whole=totals[0], each=widths["of_optimizer"] / 3, layers=layers, **asked, **gigabytes)
+    lab.card(beside=beside, traffic=traffic, m=m)
     lab.own_number(stage_2=totals[2], gpus=gpus)
 
 
@@ -89,6 +112,22 @@ def table_1(lab: Lab, lang: str) -> Any:
     fill = [[shade(gb / 120) for gb in row] for row in rows]
     names = [lab.word("stage", lang, stage=stage) for stage in STAGES]
     return cells_figure([Table("", names, [str(n) for n in sizes], text, fill, x=lab.word("gpus", lang))])
+
+
+def check_scaled(lab: Lab, widths: dict[str, float]) -> dict[str, float]:
+    """Check the paper's GB on 64 GPUs against the bytes a parameter counted by kind without sharding.
+
+    Returns the GB of each stage.
+    """
+    found = {}
+    for stage in STAGES:
+        state = predict_state(stage, 1, MANY, 1, 1, 1)
+        found[f"gb_{stage}"] = BILLIONS * sum(widths[kind] * state[kind] for kind in KINDS)
+    for stage, (printed, digits) in enumerate(TABLE_1[MANY], start=1):
+        half: dict[str, Any] = {"unit": "GB", "tolerance": 0.5 * 10**-digits}
+        source, scaled = "ZeRO 1910.02054 Table 1, as printed there", found[f"gb_{stage}"]
+        lab.row("table_1_scaled", printed, scaled, source, **half, stage=stage, gpus=MANY)
+    return found
 
 
 def check_table_1(lab: Lab, gpus: int, totals: list[float]) -> None:

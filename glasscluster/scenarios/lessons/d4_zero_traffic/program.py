@@ -35,13 +35,25 @@ def zero_traffic(lab: Lab, gpus: int = 4) -> None:
     lab.row("sent_in_micro_batches", (MANY + 1) * whole(each), bytes_sent(each), "Eq 16", m=MANY)
     added_up = lab.dry(accumulate="whole", **several)
     lab.row("sent_when_added_up", 2 * whole(added_up), bytes_sent(added_up), "Eq 16", m=MANY)
+    third = lab.dry(**several | {"zero": 3})
+    lab.row("sent_at_stage_3", 3 * MANY * whole(third), bytes_sent(third), "Eq 16", m=MANY)
+    plain = lab.dry(**several | {"zero": 0})
+    lab.row("sent_by_dp", 2 * whole(plain), bytes_sent(plain), "Eq 16", m=MANY)
+    many: dict[str, Any] = {
+        "m": MANY,
+        "many_sent": bytes_sent(each) / whole(each),
+        "many_sent_3": bytes_sent(third) / whole(third),
+        "dp_sent": bytes_sent(plain) / whole(plain),
+        "added": bytes_sent(added_up) / whole(added_up),
+    }
 
     bare = lab.train(
         "no-prefetch", lab.text("no_prefetch"), steps=1, checked=False, zero=3, prefetch=0, **single
     )
     without = bare.timeline.summary()["exposed_comm_s"]
     times_bytes = sent[3] / sent[0]
-    lab.ask("times_bytes", times_bytes, "×")
+    lab.row("prefetch_hides", 1, int(exposed[3] < without), "counted on the timelines", unit="yes")
+    lab.ask("times_bytes", times_bytes, one=1)
 
     def by_stage(lang: str) -> Any:
         elements = lab.word("sent_elements", lang)
@@ -51,10 +63,13 @@ def zero_traffic(lab: Lab, gpus: int = 4) -> None:
     lab.tell(
         "by_stage", view="tab=network&run=zero3", by_stage=listed(f"{elements:.3g}" for elements in sent)
     )
+    lab.tell("micro_batches", **many)
     waits: dict[str, Any] = {"exposed_ms": exposed[3] * 1e3, "without_ms": without * 1e3}
     lab.tell("prefetch", view="tab=timeline&run=no-prefetch", **waits)
     lab.conclude(times_bytes=times_bytes, hidden_share=1 - exposed[3] / without)
     lab.explain()
+    kept = bytes_sent(not_resharded) / whole(not_resharded)
+    lab.card(kept=kept, many_times=many["many_sent_3"] / many["dp_sent"], **many, **waits)
     lab.own_number(times_bytes=times_bytes, times_longer=without / exposed[3])
 
 

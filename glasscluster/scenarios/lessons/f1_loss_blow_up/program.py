@@ -58,7 +58,10 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
     source = f"three runs of one seed, at least {BACK:.0%}"
     lab.row("damage_taken_back", 1.0, min(treated.back, 1.0), source, **back)
 
-    lab.ask("first_loss", well.losses[0], "nats", vocab=vocab)
+    better = int(cured.loss < slower.loss)
+    lab.row("cure_beats_lower_rate", 1, better, "two runs of one seed", unit="yes", lower=LOWER)
+    read = Said(*(readings(broken.signs, lang) for lang in (0, 1)))
+    lab.ask("rule", named, readings=read, ln_v=math.log(vocab), rules=len(RULES))
     runs = {"healthy": well, "broken": broken, "cured": cured, "slower": slower}
     figures(lab, runs, same=cured.losses == well.losses)
     lab.tell("held_out", view="tab=story", broken_loss=broken.loss, sound_loss=well.loss)
@@ -71,10 +74,17 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
     lab.tell("norms", view="tab=ledger", norm_ratio=twice.signs.norm_ratio, tp=TENSOR_RANKS)
     lab.conclude(case_name=ill)
     lab.explain()
+    lab.card(**losses, lower=LOWER, rules=len(RULES), norm_ratio=twice.signs.norm_ratio, tp=TENSOR_RANKS)
     lab.own_number(case_name=ill, broken_loss=broken.loss, cured_loss=cured.loss)
 
 
 TENSOR_RANKS = 2
+
+
+def readings(signs: Any, lang: int) -> str:
+    """Every rule with the reading of its sign: what the question's answer is found from."""
+    each = (f"{i}. {rule.text[lang]}: {rule.reading(signs):.3g}" for i, rule in enumerate(RULES, start=1))
+    return "; ".join(each)
 
 
 def check_norms(lab: Lab, well: Any, twice: Any) -> None:

@@ -86,20 +86,23 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
         "Eq 3: each old key and value is read once",
     )
     lab.row("more_bytes", expected, far.bytes - many.bytes, source, context=context)
-    for batch in (1, 64):
-        check_attention(lab, llama, batch, context)
+    attention = check_attention(lab, llama, 1, context)
+    check_attention(lab, llama, 64, context)
     read, floor = check_floor(lab, llama)
     limited = int(prefill.intensity >= ridge)
     lab.row("prefill_limited_by_compute", 1, limited, "Eq 31", **YES, context=context)
-    check_other_machines(lab, llama)
-
-    lab.ask("batch", smallest_batch, "×")
+    others = check_other_machines(lab, llama)
+    ask(lab, llama, smallest_batch)
     lab.figure("on_the_roofline", lambda lang: on_the_roofline(lab, llama, context, lang))
     lab.figure("decode_step", lambda lang: decode_step(lab, llama, context, read, lang))
     both: dict[str, Any] = {"decode_intensity": decode.intensity, "prefill_intensity": prefill.intensity}
     lab.tell("intensities", **both, context=context, ridge=ridge)
-    lab.tell("rule", batch=smallest_batch)
-    lab.tell("long_context", context=context, far_ms=far.roof_s * 1e3, many_ms=many.roof_s * 1e3)
+    lab.tell("rule", batch=smallest_batch, ridge=ridge)
+    held: dict[str, Any] = {
+        "cache_gb": caches.predict(llama.model, 64 * context, 2) / 1e9,
+        "weights_gb": read / 1e9,
+    }
+    lab.tell("long_context", context=context, far_ms=far.roof_s * 1e3, many_ms=many.roof_s * 1e3, **held)
     launches = int((llama.run(1, 128).graph.micro_batch == 1).sum())
     step: dict[str, Any] = {
         "launch_us": llama.machine.gpu.launch_s * 1e6,
@@ -108,8 +111,9 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
     }
     lab.tell("launches", **step, floor_ms=floor * 1e3)
     lab.tell("small_gpt", view="tab=timeline&run=generation")
-    lab.conclude(batch=smallest_batch)
+    lab.conclude(batch=smallest_batch, context=context)
     lab.explain()
+    lab.card(ridge=ridge, attention=attention, context=context, **both, **others)
     lab.own_number(batch=smallest_batch, floor_ms=floor * 1e3)
 
 
@@ -142,8 +146,8 @@ def check_matrices(lab: Lab, llama: Llama) -> int:
     return by_rule
 
 
-def check_attention(lab: Lab, llama: Llama, batch: int, tokens: int) -> None:
-    """Check the FLOPs a byte of a decode step's attention."""
+def check_attention(lab: Lab, llama: Llama, batch: int, tokens: int) -> float:
+    """Check the FLOPs a byte of a decode step's attention, and return them."""
     group, d = llama.model.heads // llama.model.key_heads, llama.model.head_dim
     flops, nbytes = of_kind(llama.run(batch, tokens), ("glasscluster.cached_attention",))
     expected = 2 * 2 * group * d * (tokens + 1) / (2 * (2 * d * (tokens + 1) + 2 * group * d))
@@ -152,6 +156,7 @@ def check_attention(lab: Lab, llama: Llama, batch: int, tokens: int) -> None:
     lab.row(
         "intensity_of_attention", expected, flops / nbytes, source, unit="FLOPs/byte", **rounding, batch=batch
     )
+    return flops / nbytes
 
 
 def check_floor(lab: Lab, llama: Llama) -> tuple[int, float]:
@@ -175,8 +180,26 @@ def check_floor(lab: Lab, llama: Llama) -> tuple[int, float]:
     return read, floor
 
 
-def check_other_machines(lab: Lab, llama: Llama) -> None:
-    """Check a decode step with twice the FLOP/s, and with an H200's memory; launches are left out."""
+def ask(lab: Lab, llama: Llama, answer: int) -> None:
+    """Ask for the smallest batch, with everything that it is computed from."""
+    (elements, ends), gpu = matrices(llama.model), llama.machine.gpu
+    lab.ask(
+        "batch",
+        answer,
+        peak=gpu.peak(PRECISION) / 1e12,
+        bandwidth=gpu.memory_bandwidth / 1e12,
+        elements=elements / 1e9,
+        ends=ends / 1e6,
+        elements_zh=elements / 1e8,
+        ends_zh=ends / 1e4,
+    )
+
+
+def check_other_machines(lab: Lab, llama: Llama) -> dict[str, float]:
+    """Check a decode step with twice the FLOP/s, and with an H200's memory; launches are left out.
+
+    Returns both times over the H100's, and how many times its bandwidth the H200 has.
+    """
     run, machine = llama.run(1, 128), llama.machine
 
     def busy(clock: Any) -> float:
@@ -190,6 +213,7 @@ def check_other_machines(lab: Lab, llama: Llama) -> None:
     ratio = machine.gpu.memory_bandwidth / hardware("dgx-h200").gpu.memory_bandwidth
     other = busy("dgx-h200") / busy(H100)
     lab.row("on_an_h200", ratio, None, "3.35 ÷ 4.8 TB/s", simulated=other, **virtual)
+    return {"twice": twice, "other": other, "wider": 1 / ratio}
 
 
 def on_the_roofline(lab: Lab, llama: Llama, context: int, lang: str) -> Any:
