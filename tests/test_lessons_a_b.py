@@ -165,7 +165,7 @@ def test_other_shares_of_masked_tokens_fail_a6(monkeypatch):
         monkeypatch.setattr(place, "masked", spread)
     found = failed("A6", steps=1)
     assert {
-        "tokens with a loss, masked",
+        "tokens with a loss, BERT",
         "share of chosen tokens that are hidden",
         "tokens outside the chosen ones that were changed",
     } <= found

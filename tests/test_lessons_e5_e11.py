@@ -18,7 +18,7 @@ from glasscluster.sim.recording.events import COMPUTE, SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.recording.memory import Ledger
 from glasscluster.sim.run import Cluster
-from glasscluster.strategies.pipeline.options import make_pipeline
+from glasscluster.strategies.pipeline import options
 from glasscluster.strategies.pipeline.schedules import base, make_schedule, one_f_one_b
 from glasscluster.strategies.pipeline.weight_gradients import WeightGradients
 from glasscluster.visualize.figures.pipelines import (
@@ -158,9 +158,9 @@ def test_1f1b_in_gpipe_s_order_fails_the_memory_lesson(monkeypatch):
     right = one_f_one_b.one_rank
     with monkeypatch.context() as patch:
         patch.setattr(one_f_one_b, "one_rank", lambda stage, m, warm_up: right(stage, m, m))
-        make_pipeline.cache_clear()
+        options._made.cache_clear()
         found = failed("E5", Lab)
-    make_pipeline.cache_clear()  # nobody after this one gets such a list
+    options._made.cache_clear()  # nobody after this one gets such a list
     assert {f"1F1B: most micro-batches held by stage {s}" for s in range(4)} <= found
     assert {f"bytes that 1F1B holds less than GPipe, stage {s}" for s in range(4)} <= found
     assert "1F1B: bytes more on all stages for 24 micro-batches more" in found

@@ -110,14 +110,14 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
     lab.row("bits_of_a_byte", 1, over_loss, "Eq 37: a token is a byte", unit="×", tolerance=1e-12)
 
     per = {name: {lang: size[lang] / counts[name][lang] for lang in size} for name in made}
-    sizes: dict[str, Any] = {"english": size["en"], "chinese": size["zh"]}
-    lab.ask("ratio", ratio["en"], **sizes, vocab=vocab, held=per["en"]["en"])
+    held = per["en"]["en"]
+    lab.ask("ratio", ratio["en"], english=size["en"], chinese=size["zh"], vocab=vocab, held=held)
     lab.figure("bytes_by_tokenizer", lambda lang: bytes_per_token(lab, per, lang))
     marked = [" gradients", "梯度", "通信"]
     lab.figure("merges_en", partial(merge_tree_figure, made["en"], marked))
     lab.figure("merges_both", partial(merge_tree_figure, made["both"], marked))
     lab.figure("two_units", lambda lang: two_units(lab, results, lang))
-    lab.tell("bytes_of_the_sentences", **sizes)
+    lab.tell("bytes_of_the_sentences", english=size["en"], chinese=size["zh"])
     learned: dict[str, Any] = {f"en_on_{lang}": per["en"][lang] for lang in per["en"]}
     lab.tell("learned_from_english", **learned, ratio_en=ratio["en"])
     lab.tell("learned_from_others", ratio_zh=ratio["zh"], ratio_both=ratio["both"])

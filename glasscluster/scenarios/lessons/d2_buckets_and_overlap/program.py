@@ -38,14 +38,7 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     ends: dict[str, Any] = {"smallest": SIZES[0], "largest": SIZES[-1]}
     asked = bare(lab, model, swept["1"][0].breakdown_s, gpus)
     lab.ask("best_bucket", best_kib, **asked, **ends)
-    yes: dict[str, Any] = {"unit": "yes"}
-    for key, step, kib in (
-        ("smallest_is_not_best", steps[0], SIZES[0]),
-        ("largest_is_not_best", steps[-1], SIZES[-1]),
-    ):
-        lab.row(key, 1, int(step > min(steps)), "two recorded steps", **yes, kib=kib)
-    sooner = int(trained.timeline.makespan < late.makespan)
-    lab.row("overlap_is_sooner", 1, sooner, "two recorded steps", **yes)
+    check_the_order(lab, steps, trained.timeline.makespan < late.makespan)
 
     ready, done, nbytes = reductions(trained.timeline)
     seconds_of = overlap.on_a_ring("all_reduce", gpus, here.link(0, 1), here.gpu.reduce_rate)
@@ -53,18 +46,7 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     virtual: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
     lab.row("end_of_last_bucket", end, None, "Eq 14", simulated=float(done.max()), **virtual)
 
-    def step_in_parts(lang: str) -> Any:
-        shown = series([result.breakdown_s for result in swept["1"]], lang, 1e3)
-        return stack([str(kib) for kib in SIZES], shown, lab.word("bucket_kib", lang), "ms")
-
-    def on_three_wires(lang: str) -> Any:
-        ended = {wire: [result.end_s * 1e3 for result in results] for wire, results in swept.items()}
-        series = {lab.word("links", lang, wire=wire): (SIZES, values) for wire, values in ended.items()}
-        axes = (lab.word("bucket_kib", lang), lab.word("last_bucket", lang))
-        return lines(series, *axes, log_x=True, log_y=True)
-
-    lab.figure("step_by_bucket", step_in_parts)
-    lab.figure("best_by_link", on_three_wires)
+    figures(lab, swept)
     times: dict[str, Any] = {"step_ms": trained.timeline.makespan * 1e3, "late_ms": late.makespan * 1e3}
     lab.tell("step", view="tab=timeline&run=buckets", buckets=len(done), bucket_kib=bucket_kib, **times)
     edges: dict[str, Any] = {"small_step": steps[0], "large_step": steps[-1], **ends}
@@ -79,6 +61,31 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     lab.explain()
     lab.card(best=min(steps), **edges, **times)
     lab.own_number(best_kib=best_kib, gpus=gpus, hardware=lab.hardware)
+
+
+def check_the_order(lab: Lab, steps: list[float], sooner: bool) -> None:
+    """Check that neither the smallest nor the largest bucket is the best, and that overlap is sooner."""
+    yes: dict[str, Any] = {"unit": "yes"}
+    for key, at in (("smallest_is_not_best", 0), ("largest_is_not_best", -1)):
+        lab.row(key, 1, int(steps[at] > min(steps)), "two recorded steps", **yes, kib=SIZES[at])
+    lab.row("overlap_is_sooner", 1, int(sooner), "two recorded steps", **yes)
+
+
+def figures(lab: Lab, swept: dict[str, Any]) -> None:
+    """Draw where the time of a step goes by bucket size, and when the last bucket ends on three links."""
+
+    def step_in_parts(lang: str) -> Any:
+        shown = series([result.breakdown_s for result in swept["1"]], lang, 1e3)
+        return stack([str(kib) for kib in SIZES], shown, lab.word("bucket_kib", lang), "ms")
+
+    def on_three_wires(lang: str) -> Any:
+        ended = {wire: [result.end_s * 1e3 for result in results] for wire, results in swept.items()}
+        curves = {lab.word("links", lang, wire=wire): (SIZES, values) for wire, values in ended.items()}
+        axes = (lab.word("bucket_kib", lang), lab.word("last_bucket", lang))
+        return lines(curves, *axes, log_x=True, log_y=True)
+
+    lab.figure("step_by_bucket", step_in_parts)
+    lab.figure("best_by_link", on_three_wires)
 
 
 def bare(lab: Lab, model: Any, breakdown_s: dict[str, float], gpus: int) -> dict[str, Any]:

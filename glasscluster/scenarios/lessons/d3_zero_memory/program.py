@@ -71,15 +71,31 @@ def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
     traffic = sent[3] / sent[0]
     lab.row("traffic", 3 * m / 2, traffic, "Eq 16: padding aside", unit="", tolerance=1e-3, m=m)
 
+    books = {
+        (stage, way): book(lab, zero=stage, **more, **plan) for stage in STAGES for way, more in WAYS.items()
+    }
+    figures(lab, each, books, gpus)
+    left = books[3, "plain"]
+    beside = sum(left.more.values()) / model.parameters()
+    shown = listed(f"{total:.3g}" for total in totals)
+    lab.tell("counted", view="tab=memory&run=zero3", by_stage=shown, gpus=gpus)
+    lab.tell("scaled", **asked, **gigabytes)
+    lab.tell("beside", view="tab=memory&run=zero3", beside=beside, states=totals[3])
+    lab.conclude(whole=totals[0], stage_3=totals[3], gpus=gpus, **asked, **gigabytes)
+    lab.explain(sharded=widths["of_gradients"] + widths["of_optimizer"], gpus=gpus, **asked, **gigabytes)
+    layers = next(int(row.counted) for row in trained.checks if row.key == "layers_whole")
+    lab.card(whole=totals[0], each=widths["of_optimizer"] / 3, layers=layers, **asked, **gigabytes)
+    lab.card(beside=beside, traffic=traffic, m=m)
+    lab.own_number(stage_2=totals[2], gpus=gpus)
+
+
+def figures(lab: Lab, each: list[dict[str, float]], books: dict[Any, StateBook], gpus: int) -> None:
+    """Draw the bytes a parameter by kind and stage, and what lives at the peak of each stage."""
+
     def by_kind(lang: str) -> Any:
         series = {lab.word(kind, lang): [kinds[kind] for kinds in each] for kind in KINDS}
         names = [lab.word("stage", lang, stage=stage) for stage in STAGES]
         return bars(names, series, lab.word("bytes_a_parameter", lang), stack=True)
-
-    lab.figure("by_kind", by_kind, gpus=gpus)
-    books = {
-        (stage, way): book(lab, zero=stage, **more, **plan) for stage in STAGES for way, more in WAYS.items()
-    }
 
     def peaks(lang: str) -> Any:
         named = [
@@ -88,20 +104,8 @@ def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
         ]
         return memory_by_strategy(named, lang)
 
+    lab.figure("by_kind", by_kind, gpus=gpus)
     lab.figure("peak", peaks)
-    left = books[3, "plain"]
-    beside = sum(left.more.values()) / model.parameters()
-    shown = listed(f"{total:.3g}" for total in totals)
-    lab.tell("counted", view="tab=memory&run=zero3", by_stage=shown, gpus=gpus)
-    lab.tell("scaled", **asked, **gigabytes)
-    lab.tell("beside", view="tab=memory&run=zero3", beside=beside, states=totals[3])
-    lab.conclude(whole=totals[0], stage_3=totals[3], gpus=gpus, **asked, **gigabytes)
-    of_shards = widths["of_gradients"] + widths["of_optimizer"]
-    lab.explain(sharded=of_shards, gpus=gpus, **asked, **gigabytes)
-    layers = next(int(row.counted) for row in trained.checks if row.key == "layers_whole")
-    lab.card(whole=totals[0], each=widths["of_optimizer"] / 3, layers=layers, **asked, **gigabytes)
-    lab.card(beside=beside, traffic=traffic, m=m)
-    lab.own_number(stage_2=totals[2], gpus=gpus)
 
 
 def table_1(lab: Lab, lang: str) -> Any:
@@ -114,7 +118,7 @@ def table_1(lab: Lab, lang: str) -> Any:
     return cells_figure([Table("", names, [str(n) for n in sizes], text, fill, x=lab.word("gpus", lang))])
 
 
-def check_scaled(lab: Lab, widths: dict[str, float]) -> dict[str, float]:
+def check_scaled(lab: Lab, widths: dict[str, float]) -> dict[str, Any]:
     """Check the paper's GB on 64 GPUs against the bytes a parameter counted by kind without sharding.
 
     Returns the GB of each stage.

@@ -52,14 +52,7 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
     number = {rule.cause: i for i, rule in enumerate(RULES, start=1)}
     named = number.get(treated.diagnosis, 0)
     lab.row("rule_that_names_it", number[case.name], named, "diagnosis.py: probes alone", unit="rule")
-    holding = sum(rule.holds(well.signs) for rule in RULES)
-    lab.row("rules_in_sound_run", 0, holding, "diagnosis.py", unit="rules")
-    back: dict[str, Any] = {"unit": "", "match": "statistical", "tolerance": 1 - BACK}
-    source = f"three runs of one seed, at least {BACK:.0%}"
-    lab.row("damage_taken_back", 1.0, min(treated.back, 1.0), source, **back)
-
-    better = int(cured.loss < slower.loss)
-    lab.row("cure_beats_lower_rate", 1, better, "two runs of one seed", unit="yes", lower=LOWER)
+    check_the_cure(lab, treated, cured.loss < slower.loss)
     read = Said(*(readings(broken.signs, lang) for lang in (0, 1)))
     lab.ask("rule", named, readings=read, ln_v=math.log(vocab), rules=len(RULES))
     runs = {"healthy": well, "broken": broken, "cured": cured, "slower": slower}
@@ -85,6 +78,16 @@ def readings(signs: Any, lang: int) -> str:
     """Every rule with the reading of its sign: what the question's answer is found from."""
     each = (f"{i}. {rule.text[lang]}: {rule.reading(signs):.3g}" for i, rule in enumerate(RULES, start=1))
     return "; ".join(each)
+
+
+def check_the_cure(lab: Lab, treated: Treated, better: bool) -> None:
+    """Check that no rule holds in a sound run, and that the cure takes the damage back, unlike a lower rate."""
+    holding = sum(rule.holds(treated.charts["healthy"].signs) for rule in RULES)
+    lab.row("rules_in_sound_run", 0, holding, "diagnosis.py", unit="rules")
+    back: dict[str, Any] = {"unit": "", "match": "statistical", "tolerance": 1 - BACK}
+    source = f"three runs of one seed, at least {BACK:.0%}"
+    lab.row("damage_taken_back", 1.0, min(treated.back, 1.0), source, **back)
+    lab.row("cure_beats_lower_rate", 1, int(better), "two runs of one seed", unit="yes", lower=LOWER)
 
 
 def check_norms(lab: Lab, well: Any, twice: Any) -> None:
