@@ -51,7 +51,7 @@ NOT_YET: dict[str, str] = {
 
         D2 D3 D4 D5 D6
 
-        E1 E2 E3 E5 E6 E7 E8
+        E1 E2 E3 E5 E6 E7
 
         F1 F3 F4
 
@@ -66,7 +66,7 @@ NOT_YET: dict[str, str] = {
 
         D2 D3 D4 D5 D6
 
-        E1 E2 E3 E5 E6 E7 E8
+        E1 E2 E3 E5 E6 E7
 
         F1 F3 F4
 
@@ -81,7 +81,7 @@ NOT_YET: dict[str, str] = {
 
         D2 D3 D4 D5 D6
 
-        E1 E2 E3 E5 E6 E7 E8
+        E1 E2 E3 E5 E6 E7
 
         F1 F3 F4
 
@@ -94,7 +94,7 @@ NOT_YET: dict[str, str] = {
 
         D2 D3 D4 D5 D6
 
-        E1 E2 E3 E6 E7 E8
+        E1 E2 E3 E6 E7
 
         F3 F4
 
@@ -109,7 +109,7 @@ NOT_YET: dict[str, str] = {
 
         D2 D3 D4 D5 D6
 
-        E1 E2 E3 E5 E6 E7 E8
+        E1 E2 E3 E5 E6 E7
 
         F1 F3 F4
 
@@ -124,7 +124,7 @@ NOT_YET: dict[str, str] = {
 
         D2 D3 D4 D5 D6
 
-        E1 E2 E3 E5 E6 E7 E8
+        E1 E2 E3 E5 E6 E7
 
         F1 F3 F4
 
@@ -139,7 +139,7 @@ NOT_YET: dict[str, str] = {
 
         D2 D3 D4 D5 D6
 
-        E1 E2 E3 E5 E6 E7 E8
+        E1 E2 E3 E5 E6 E7
 
         F1 F3 F4
 
