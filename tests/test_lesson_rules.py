@@ -51,7 +51,6 @@ NOT_YET: dict[str, str] = {
 
         D5 D6
 
-        E8 E9 E10 E11
 
         F3 F4
 
@@ -102,7 +101,6 @@ NOT_YET: dict[str, str] = {
 
         D5 D6
 
-        E8 E9 E10 E11
 
         F3 F4
 
@@ -115,7 +113,6 @@ NOT_YET: dict[str, str] = {
 
         D5 D6
 
-        E8 E9 E10 E11
 
         F3 F4
 
@@ -128,7 +125,6 @@ NOT_YET: dict[str, str] = {
 
         D5 D6
 
-        E8 E9 E10 E11
 
         F3 F4
 

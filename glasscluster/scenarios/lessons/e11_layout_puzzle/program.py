@@ -92,7 +92,17 @@ def layout_puzzle(lab: Lab, hidden: int = 1024, batch: int = 32, cap_gb: float =
     for key, choice in (("best", best), ("worst", worst)):
         lab.train(key, lab.text(f"title_{key}"), model=small, steps=2, **layout(*choice, 16, "fp32"))
 
-    lab.ask("ratio", ratio, "×", parameters=model.parameters() / 1e6, NODE=NODE)
+    across = min(each.ms for (_, tp, _, _), each in recorded.items() if tp == GPUS)
+    slower = sum(each.ms > across for each in recorded.values())
+    lab.row("slower_than_crossing", 0, slower, "Eq 18, over the network and exposed", unit="layouts")
+    chain: dict[str, Any] = {
+        "best_ms": fits[best].ms,
+        "busy_ms": sum(fits[worst].split[part] for part in ("compute", "optimizer")) * 1e3,
+        "gb": max(fits[worst].run.graph.bytes_sent()) / 1e9,
+        "gb_s": machine.inter.bandwidth / 1e9,
+    }
+    million = model.parameters() / 1e6
+    lab.ask("ratio", ratio, parameters=million, NODE=NODE, worst=spelled(worst), **chain)
     lab.figure("every_layout", lambda _lang: every_layout(recorded, cap_gb), cap_gb=cap_gb)
     lab.figure("where_time_goes", lambda lang: where_time_goes(lab, fits, order, lang))
     lab.figure("sixty_four_gpus", lambda _lang: sixty_four_gpus())
@@ -106,11 +116,12 @@ def layout_puzzle(lab: Lab, hidden: int = 1024, batch: int = 32, cap_gb: float =
     names: dict[str, Any] = {"best": spelled(best), "worst": spelled(worst)}
     times: dict[str, Any] = {"best_ms": fits[best].ms, "worst_ms": fits[worst].ms, "ratio": ratio}
     lab.tell("best_and_worst", view="tab=story", **names, **times)
-    across = min(each.ms for (_, tp, _, _), each in recorded.items() if tp == GPUS)
     lab.tell("across_nodes", view="tab=story", across_ms=across)
     lab.tell("trained", view="tab=checks&run=best")
     lab.conclude(legal_ones=len(recorded), ratio=ratio, best=spelled(best))
     lab.explain()
+    near = sum(each.ms <= 1.1 * fits[best].ms for each in fits.values())
+    lab.card(legal_ones=len(recorded), near=near, across_ms=across, **chain)
     lab.own_number(best=spelled(best), ratio=ratio)
 
 

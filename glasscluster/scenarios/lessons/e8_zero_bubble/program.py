@@ -49,7 +49,7 @@ def zero_bubble(lab: Lab, p: int = 4, m: int = 8) -> None:
         lab.train(f"{key}-gpt", lab.text("gpt", schedule=NAMES[key]), schedule=key, compared=False, **plan)
 
     in_f = {key: span / F for key, span in spans.items()}
-    lab.ask("span_bubble", in_f["zb-h1"], "F", p=p, f1b=in_f["1f1b"])
+    lab.ask("span_bubble", in_f["zb-h1"], p=p, f1b=in_f["1f1b"])
     most = {key: most_held(drawn, p, key) for key, (_, _, _, drawn) in runs.items()}
     less = {key: (run.timeline.makespan - 3 * m * F) / F for key, (run, *_) in runs.items()}
     lab.figure("as_they_ran", lambda lang: as_they_ran(runs, in_f, lang))
@@ -74,6 +74,7 @@ def zero_bubble(lab: Lab, p: int = 4, m: int = 8) -> None:
     lab.tell("folded", view="tab=timeline&run=zb-v", zb_v_held=most["zb-v"], dualpipe_v=in_f["dualpipe-v"])
     lab.conclude(f1b=in_f["1f1b"], zb_h1=in_f["zb-h1"])
     lab.explain()
+    lab.card(zb_h1_held=most["zb-h1"], zb_h2_held=most["zb-h2"], zb_h2_less=less["zb-h2"])
     lab.own_number(f1b=in_f["1f1b"], zb_h1=in_f["zb-h1"], p=p)
 
 

@@ -97,11 +97,15 @@ def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
     check_balance(lab, pairs, s // N)
     late = check_hiding(lab, runs["ring"], every["ring"], s, d)
     check_most_ranks(lab, s, d)
-    keys = every["ring"].graph.bytes_sent(label="keys and values")[0]
-    ratio = int(keys) / (every["ulysses"].graph.bytes_sent()[0] // 2)
+    sent = {way: forward_sent(way, run) for way, run in every.items()}
+    ratio = sent["ring"] / sent["ulysses"]
     lab.row("bytes_over_ulysses", N / 2, ratio, "Eq 26", unit="×")
+    times_gqa = forward_sent("ring", runs["ring"]) / forward_sent("ulysses", runs["ulysses"])
+    expected = N * KEY_HEADS / (HEADS + KEY_HEADS)
+    lab.row("bytes_over_ulysses_gqa", expected, times_gqa, "Eq 26", unit="×")
+    check_half(lab, mha, sent)
 
-    lab.ask("ratio", ratio, "×")
+    lab.ask("ratio", ratio, N=N)
 
     def who_computes(lang: str) -> Any:
         words = {"ring": "plain", "striped": "striped", "zigzag": "zigzag"}
@@ -119,7 +123,6 @@ def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
         return bars([lab.word(way, lang) for way in giga], series, lab.word("gigabytes", lang))
 
     lab.figure("long", long)
-    times_gqa = forward_bytes("ring", KEY_HEADS, s, d) / forward_bytes("ulysses", KEY_HEADS, s, d)
     lab.tell("forward", view="tab=network&run=ulysses", ratio=ratio, times_gqa=times_gqa)
     sizes: dict[str, Any] = {f"{way}_{kind}": giga[way][kind] for way in every for kind in LONG_HEADS}
     lab.tell("long", **sizes)
@@ -135,13 +138,14 @@ def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
     hiding: dict[str, Any] = {"each": s // N, "late": late, "hidden_hops": N - 2}
     lab.tell("hiding", view="tab=timeline&run=ring", hardware=lab.hardware, **hiding)
     needs: dict[str, Any] = tokens_that_hide()
-    lab.tell("needs", **needs)
+    lab.tell("needs", **needs, have=LONG // N)
     lab.conclude(ratio=ratio, **shares)
     lab.explain()
+    lab.card(times_gqa=times_gqa)
     lab.own_number(ratio=ratio, last_over_first=last_over_first)
 
 
-LONG_HEADS = {"mha": 32, "gqa": 8}  # key heads of the long sequence
+LONG, LONG_HEADS = 131072, {"mha": 32, "gqa": 8}  # tokens of the long sequence, and its key heads
 
 
 def check_runs(lab: Lab, runs: Any, every: Any, gqa: Any, mha: Any) -> dict[str, list[int]]:
@@ -227,10 +231,22 @@ def check_most_ranks(lab: Lab, s: int, d: int) -> None:
     lab.row("most_ranks", KEY_HEADS, max(taken), "whole key heads are exchanged: N ≤ n_kv", unit="ranks")
 
 
-def forward_bytes(way: str, heads: int, s: int, d: int) -> int:
-    """The bytes that a rank sends in forward, by the formula."""
-    kind, neighbours = WAYS[way]
-    return ulysses.predict_traffic(kind, N, 1, s, HEADS, heads, d, 8, neighbours)["forward"]
+def forward_sent(way: str, run: Any) -> int:
+    """The bytes that rank 0 of a run really sent in forward."""
+    if way == "ulysses":  # backward exchanges the same four tensors the other way round
+        return int(run.graph.bytes_sent()[0]) // 2
+    return int(run.graph.bytes_sent(label="keys and values")[0])
+
+
+def check_half(lab: Lab, mha: Any, sent: dict[str, int]) -> None:
+    """Check what a rank sends where half as many ranks share out the same sequence."""
+    few = N // 2
+    theory = {"ring": (few - 1) / few, "ulysses": (few - 1) / few**2}
+    whole = {"ring": (N - 1) / N, "ulysses": (N - 1) / N**2}
+    for way, bytes_of_all in sent.items():
+        run = lab.cluster(few).run(program, *WAYS[way], mha)
+        ratio, expected = forward_sent(way, run) / bytes_of_all, theory[way] / whole[way]
+        lab.row(f"{way}_of_half", expected, ratio, "Eq 26", unit="×", tolerance=1e-12)
 
 
 def sent_long(way: str, heads: int) -> float:
@@ -238,7 +254,7 @@ def sent_long(way: str, heads: int) -> float:
     backward.
     """
     kind, neighbours = WAYS[way]
-    theory = ulysses.predict_traffic(kind, N, 1, 131072, 32, heads, 128, 2, neighbours)
+    theory = ulysses.predict_traffic(kind, N, 1, LONG, 32, heads, 128, 2, neighbours)
     return (theory["forward"] + theory["backward"]) / 1e9
 
 
