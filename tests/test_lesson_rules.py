@@ -55,7 +55,7 @@ NOT_YET: dict[str, str] = {
 
         F1 F3 F4
 
-        G1 G2 G3
+        G1 G3
     """,
     "code": """
         L0
@@ -70,7 +70,7 @@ NOT_YET: dict[str, str] = {
 
         F1 F3 F4
 
-        G1 G2 G3
+        G1 G3
     """,
     "prediction": """
         L0
@@ -85,7 +85,7 @@ NOT_YET: dict[str, str] = {
 
         F1 F3 F4
 
-        G1 G2 G3
+        G1 G3
     """,
     "numbers": """
         
@@ -98,7 +98,7 @@ NOT_YET: dict[str, str] = {
 
         F3 F4
 
-        G1 G2 G3
+        G1 G3
     """,
     "symbols": """
         L0
@@ -128,7 +128,7 @@ NOT_YET: dict[str, str] = {
 
         F1 F3 F4
 
-        G1 G2 G3
+        G1 G3
     """,
     "answer_in_range": """
         L0
@@ -143,7 +143,7 @@ NOT_YET: dict[str, str] = {
 
         F1 F3 F4
 
-        G1 G2 G3
+        G1 G3
     """,
     "own_story": """
         B2
