@@ -53,7 +53,7 @@ NOT_YET: dict[str, str] = {
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
-        F1 F3
+        F1
 
         G1 G3
     """,
@@ -68,7 +68,7 @@ NOT_YET: dict[str, str] = {
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
-        F1 F3
+        F1
 
         G1 G3
     """,
@@ -83,7 +83,7 @@ NOT_YET: dict[str, str] = {
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
-        F1 F3
+        F1
 
         G1 G3
     """,
@@ -96,7 +96,7 @@ NOT_YET: dict[str, str] = {
 
         E1 E2 E3 E6 E7 E8 E9 E10 E11
 
-        F3
+       
 
         G1 G3
     """,
@@ -111,7 +111,7 @@ NOT_YET: dict[str, str] = {
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
-        F1 F3
+        F1
 
         G1 G3
     """,
@@ -126,7 +126,7 @@ NOT_YET: dict[str, str] = {
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
-        F1 F3
+        F1
 
         G1 G3
     """,
@@ -141,7 +141,7 @@ NOT_YET: dict[str, str] = {
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
-        F1 F3
+        F1
 
         G1 G3
     """,
