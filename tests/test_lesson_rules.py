@@ -55,7 +55,7 @@ NOT_YET: dict[str, str] = {
 
         F1
 
-        G1 G3
+        G1
     """,
     "code": """
         L0
@@ -70,7 +70,7 @@ NOT_YET: dict[str, str] = {
 
         F1
 
-        G1 G3
+        G1
     """,
     "prediction": """
         L0
@@ -85,7 +85,7 @@ NOT_YET: dict[str, str] = {
 
         F1
 
-        G1 G3
+        G1
     """,
     "numbers": """
         
@@ -98,7 +98,7 @@ NOT_YET: dict[str, str] = {
 
        
 
-        G1 G3
+        G1
     """,
     "symbols": """
         L0
@@ -113,7 +113,7 @@ NOT_YET: dict[str, str] = {
 
         F1
 
-        G1 G3
+        G1
     """,
     "plan": """
         L0
@@ -128,7 +128,7 @@ NOT_YET: dict[str, str] = {
 
         F1
 
-        G1 G3
+        G1
     """,
     "answer_in_range": """
         L0
@@ -143,7 +143,7 @@ NOT_YET: dict[str, str] = {
 
         F1
 
-        G1 G3
+        G1
     """,
     "own_story": """
         B2
