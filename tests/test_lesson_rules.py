@@ -49,7 +49,7 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        D2 D3 D4 D5 D6
+        D2 D3 D4 D5
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
@@ -64,7 +64,7 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        D2 D3 D4 D5 D6
+        D2 D3 D4 D5
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
@@ -79,7 +79,7 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        D2 D3 D4 D5 D6
+        D2 D3 D4 D5
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
@@ -92,7 +92,7 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        D2 D3 D4 D5 D6
+        D2 D3 D4 D5
 
         E1 E2 E3 E6 E7 E8 E9 E10 E11
 
@@ -107,7 +107,7 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        D2 D3 D4 D5 D6
+        D2 D3 D4 D5
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
@@ -122,7 +122,7 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        D2 D3 D4 D5 D6
+        D2 D3 D4 D5
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
@@ -137,7 +137,7 @@ NOT_YET: dict[str, str] = {
 
         B1 B2 B4 B5 B6 B7
 
-        D2 D3 D4 D5 D6
+        D2 D3 D4 D5
 
         E1 E2 E3 E5 E6 E7 E8 E9 E10 E11
 
