@@ -49,86 +49,37 @@ NOT_YET: dict[str, str] = {
         A8
 
 
-        D5 D6
+        D5
 
+       
 
-        F3 F4
-
-        G2 G3
-    """,
-    "code": """
-
-        A8
-
-
-        D5 D6
-
-        E8 E9 E10 E11
-
-        F3 F4
-
-        G2 G3
-    """,
-    "prediction": """
-
-        A8
-
-
-        D5 D6
-
-        E8 E9 E10 E11
-
-        F3 F4
-
-        G2 G3
-    """,
-    "numbers": """
-
-
-
-        D5 D6
-
-        E8 E9 E10 E11
-
-        F3 F4
-
-        G2 G3
     """,
     "symbols": """
 
         A8
 
 
-        D5 D6
+        D5
 
 
-        F3 F4
-
-        G3
     """,
     "plan": """
 
         A8
 
 
-        D5 D6
+        D5
 
 
-        F3 F4
-
-        G2 G3
     """,
     "answer_in_range": """
 
         A8
 
 
-        D5 D6
+        D5
 
 
-        F3 F4
-
-        G2 G3
     """,
     "own_story": """
 

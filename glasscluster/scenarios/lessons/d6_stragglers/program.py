@@ -52,7 +52,10 @@ def stragglers(
     if not lab.leader:
         return
     longer = 100 * (late.makespan / run.timeline.makespan - 1)
-    lab.ask("longer", longer, "%", gpus=gpus, slower=slower)
+    line, graph = run.timeline, run.graph
+    busy = (graph.kind == COMPUTE) & (graph.rank == slow_rank)
+    computing = 100 * float((line.end - line.start)[busy].sum()) / line.makespan
+    lab.ask("longer", longer, gpus=gpus, slower=slower, computing=computing)
     times = {n: draw.exponential(size=(DRAWS, n)).max(axis=1) for n in (1, 8, 64, 512)}
     for n in (8, 64, 512):
         mean, source = float(times[n].mean()), "Eq 36: H_N/λ; four standard errors"
@@ -73,6 +76,7 @@ def stragglers(
     lab.tell("backups", view="tab=timeline&run=backup", kept_none=mean_steps[0], kept_four=mean_steps[4])
     lab.conclude(slower=slower, gpus=gpus, longer=longer)
     lab.explain()
+    lab.card(slower=slower, slower_mean=slower / gpus, euler=float(np.euler_gamma))
     lab.own_number(longer=longer, gpus=gpus, hardware=lab.hardware)
 
 

@@ -58,6 +58,9 @@ def margins(task: Any, item_scores: Any) -> list[float]:
     return gaps
 
 
+FIRST, SECOND, OF = 0.712, 0.704, 1000  # the question's accuracies, and the items of each
+WANTED = 1.96  # standard errors: a difference that chance gives in 5 % of cases
+DRAWS = 4000
 KINDS = ("early", "late")  # moments of the training
 RANKS = 4
 BRACKETS, NEXT_LINE, OTHER_WORDS = 1, 2, 3  # places of the tasks after arithmetic
@@ -96,8 +99,13 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     )
     lab.row("flagged", len(planted), caught, source, unit="items")
 
-    errors = 0.008 / scores.predict_unpaired(0.712, 0.704, 1000)
-    lab.ask("standard_errors", errors, "×")
+    reworded = scores.paired(right["late", "acc"][OTHER_WORDS], right["late", "acc"][BRACKETS])
+    other_errors = abs(reworded.difference) / reworded.error
+    lab.row("other_words", 1, int(other_errors > 3), "the same items, paired", unit="yes")
+    throw_coins(lab)
+
+    errors = (FIRST - SECOND) / scores.predict_unpaired(FIRST, SECOND, OF)
+    lab.ask("standard_errors", errors, first=f"{100 * FIRST:.1f}", second=f"{100 * SECOND:.1f}", of=OF)
     two_moments = {kind: right[kind, "acc"] for kind in KINDS}
     steps = {"early": early, "late": late}
     lab.figure("two_moments", lambda lang: intervals(lab, two_moments, steps, lang))
@@ -105,8 +113,13 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     lab.figure("item_by_item", lambda lang: item_by_item(lab, margin, steps, lang))
     two_ways = {how: right["late", how] for how in ("acc", "acc_norm")}
     lab.figure("two_ways", lambda lang: intervals(lab, two_ways, {}, lang))
-    needed = round(2 * 0.708 * 0.292 * (1.96 / 0.008) ** 2)
-    lab.tell("points", view="tab=ledger", errors=errors, needed=needed)
+    share = (FIRST + SECOND) / 2
+    enough: dict[str, Any] = {
+        "of": OF,
+        "wanted": WANTED,
+        "needed": round(2 * share * (1 - share) * (WANTED / (FIRST - SECOND)) ** 2),
+    }
+    lab.tell("points", view="tab=ledger", errors=errors, **enough)
     unpaired = scores.predict_unpaired(mean["early", "acc"][BRACKETS], mean["late", "acc"][BRACKETS], items)
     lab.tell(
         "same_items",
@@ -123,7 +136,20 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     lab.tell("shared_out", view="tab=timeline&run=scoring")
     lab.conclude(errors=errors)
     lab.explain()
+    one_error = 100 * scores.predict_error(FIRST, OF)
+    lab.card(one_error=one_error, other_errors=other_errors, **enough)
     lab.own_number(errors=errors, p=comparison.p)
+
+
+def throw_coins(lab: Lab) -> None:
+    """Check that four times the items halve the error of an accuracy, on many accuracies drawn at random."""
+    draw, many = np.random.default_rng(lab.seed), 4 * OF
+    spread = {n: float((draw.binomial(n, FIRST, DRAWS) / n).std()) for n in (OF, many)}
+    # a standard deviation of D draws has the relative error 1/√(2D), a ratio of two of them 1/√D
+    options: dict[str, Any] = {"unit": "×", "match": "statistical", "tolerance": 4 * 2 / DRAWS**0.5}
+    source = "Eq 41: √n; four standard errors"
+    counted = spread[OF] / spread[many]
+    lab.row("error_of_four_times", 2.0, counted, source, **options, few=OF, many=many, draws=DRAWS)
 
 
 def make_tasks(items: int) -> tuple[Task, ...]:

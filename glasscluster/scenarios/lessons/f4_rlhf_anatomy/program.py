@@ -25,6 +25,7 @@ PROMPT, LENGTHS = 16, (4, 16, 64)  # tokens
 ROLES = ("actor", "critic", "reference", "reward", "rollout")
 CLOCKS = ("classroom", "dgx-h100")
 PARTS = ("writing", "judging", "training")
+LEARNING, READ = 16, 2  # bytes a parameter of a model that learns, and of one that is only read (Eq 15)
 HELD = {  # bytes of every parameter of the policy, and of a scalar head; method; who says what is right
     "ppo": (36, 18, "ppo", "model"),
     "grpo_judge": (20, 2, "grpo", "model"),
@@ -77,7 +78,7 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
     lab.row("writing_takes_most", 1, mostly, "replay", unit="yes", middle=middle)
 
     without_heads = (held["ppo"] - 18 * head) / psi
-    lab.ask("bytes", without_heads, "bytes")
+    lab.ask("bytes", without_heads, learning=LEARNING, read=READ)
     figures(lab, jobs["ppo"], runs, learned, times["dgx-h100"])
     lab.tell("memory", view="tab=memory&run=ppo", big=gigabytes_of_an_8b())
     h100: dict[str, Any] = {
@@ -97,7 +98,7 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
     small = held["grpo_rule"] / psi
     lab.conclude(ppo_held=without_heads, grpo_held=small, h100_longest=h100["h100_longest"])
     lab.explain()
-    lab.own_number(longest=longest, h100_longest=h100["h100_longest"])
+    lab.own_number(ppo_held=without_heads, longest=longest, h100_longest=h100["h100_longest"])
 
 
 def learn_to_sort(lab: Lab, sft: int, iterations: int) -> Any:

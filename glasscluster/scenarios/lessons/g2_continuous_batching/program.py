@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from glasscluster.model.decoding import cache as caches
@@ -46,6 +47,7 @@ def continuous_batching(lab: Lab, requests: int = 12, slots: int = 4) -> None:
     check_static(lab, made["static"], longest)
     pool = caches.predict(model, slots * most * BLOCK, 4)
     lab.row("same_memory", pool, made["continuous"].run.results[0].cache_bytes, "Eq 3")
+    check_blocks(lab, made["continuous"])
     idle = check_many_requests(lab, model)
 
     percent = 100 * made["static"].idle_slots
@@ -105,6 +107,17 @@ def check_static(lab: Lab, made: Serving, longest: int) -> None:
     lab.row("static_steps", expected, len(result.used), "each batch waits for its slowest", unit="steps")
 
 
+def check_blocks(lab: Lab, made: Serving) -> None:
+    """Check that in no step a running sequence wastes a whole block, on average."""
+    result = made.run.results[0]
+    pairs = zip(result.reserved_bytes, result.filled_bytes, made.schedule.steps, strict=True)
+    wasted = sum(
+        reserved - filled > (BLOCK - 1) * len(step.work) * result.token_bytes
+        for reserved, filled, step in pairs
+    )
+    lab.row("block_waste", 0, wasted, "Eq 33: block − 1 a sequence", unit="steps", most=BLOCK - 1)
+
+
 def check_many_requests(lab: Lab, model: Any) -> dict[str, list[float]]:
     """Check the share of slots × steps without a token, by number of slots: as planned for 192 requests, and
     by Eq 33.
@@ -127,6 +140,8 @@ def check_many_requests(lab: Lab, model: Any) -> dict[str, list[float]]:
         idle["formula"].append(bare / whole)
         lab.row("idle_of_many", bare / whole, idle["static"][-1], "Eq 33", **FRACTION, n=n)
     source = "a slot is refilled in the next step"
+    falls = sum(more < less - 1e-12 for less, more in pairwise(idle["static"]))
+    lab.row("padding_falls", 0, falls, "Eq 33: the longest of more is no shorter", unit="sizes")
     lab.row("idle_while_waiting", 0, max(idle["waiting"]), source, unit="fraction")
     return idle
 

@@ -84,7 +84,7 @@ def speculative_decoding(lab: Lab, gamma: int = 4) -> None:
     times_flops, times_seconds = check_llama(lab)
 
     four = predict_tokens(ALPHA, 4)
-    lab.ask("tokens_a_pass", four, "tokens")
+    lab.ask("tokens_a_pass", four, alpha=ALPHA, guesses=4)
     lab.figure("accepted_and_rejected", lambda lang: accepted_and_rejected(lab, text.judged[0], gamma, lang))
     figures(lab, counted, speed, predicted)
     lab.tell("tokens", counted_4=counted[4], predicted_4=four)
@@ -104,6 +104,7 @@ def speculative_decoding(lab: Lab, gamma: int = 4) -> None:
     lab.tell("why_it_pays", times_flops=times_flops, times_seconds=times_seconds)
     lab.conclude(predicted_4=four, best=best, long_speedup=speedups["long_speedup"])
     lab.explain()
+    lab.card(alpha=ALPHA, guesses=4, predicted_4=four, long=16, long_speedup=speedups["long_speedup"])
     lab.own_number(counted_4=counted[4], best=best)
 
 
