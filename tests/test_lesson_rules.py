@@ -44,48 +44,14 @@ from glasscluster.visualize.page.gallery import GalleryCard, write_gallery
 from glasscluster.visualize.page.story import story_of
 
 NOT_YET: dict[str, str] = {
-    "follow_ups": """
-
-        A8
-
-
-        D5
-
-       
-
-    """,
-    "symbols": """
-
-        A8
-
-
-        D5
-
-
-    """,
-    "plan": """
-
-        A8
-
-
-        D5
-
-
-    """,
-    "answer_in_range": """
-
-        A8
-
-
-        D5
-
-
-    """,
-    "own_story": """
-
-
-
-    """,
+    "follow_ups": "A8 D5",
+    "code": "A8 D5",
+    "prediction": "A8 D5",
+    "numbers": "D5",
+    "symbols": "A8 D5",
+    "plan": "A8 D5",
+    "answer_in_range": "A8 D5",
+    "own_story": "",
 }
 
 
