@@ -44,13 +44,13 @@ from glasscluster.visualize.page.gallery import GalleryCard, write_gallery
 from glasscluster.visualize.page.story import story_of
 
 NOT_YET: dict[str, str] = {
-    "follow_ups": "A8 D5",
-    "code": "A8 D5",
-    "prediction": "A8 D5",
-    "numbers": "D5",
-    "symbols": "A8 D5",
-    "plan": "A8 D5",
-    "answer_in_range": "A8 D5",
+    "follow_ups": "A8",
+    "code": "A8",
+    "prediction": "A8",
+    "numbers": "",
+    "symbols": "A8",
+    "plan": "A8",
+    "answer_in_range": "A8",
     "own_story": "",
 }
 

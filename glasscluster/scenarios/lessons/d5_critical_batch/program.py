@@ -95,7 +95,10 @@ def critical_batch(lab: Lab, gpus: int = 2, target: float = 2.75, most_steps: in
 
     critical = examples / fewest
     gains: dict[str, Any] = {"gain_small": steps[0] / steps[1], "gain_large": steps[-2] / steps[-1]}
-    lab.ask("last_doubling", gains["gain_large"], "×")
+    check_gains(lab, steps, fitted)
+    known_steps = {"smallest_steps": steps[0], "medium_steps": steps[2], "last_steps": steps[-2]}
+    sizes = {"medium": BATCHES[2], "last_but_one": BATCHES[-2], "largest": BATCHES[-1]}
+    lab.ask("last_doubling", gains["gain_large"], **known_steps, **sizes)
     lab.figure("steps_and_examples", lambda lang: steps_and_examples(lab, steps, fewest, examples, lang))
     lab.figure("steps_against_batch_size", lambda lang: against_batch(lab, steps, fitted, lang))
     small: dict[str, Any] = {
@@ -119,7 +122,7 @@ def critical_batch(lab: Lab, gpus: int = 2, target: float = 2.75, most_steps: in
     lab.tell("quadratic", view="tab=ledger", variance=QUADRATIC["deviation"] ** 2, scale=known.simple)
     lab.conclude(smallest=BATCHES[0], last_but_one=BATCHES[-2], **gains)
     lab.explain()
-    lab.own_number(critical=critical, highest=max(scales))
+    lab.own_number(critical=critical, highest=max(scales), **gains)
 
 
 def job_of(gpus: int, sequences: int, steps: int, seed: int, precision: str = "fp32") -> Job:
@@ -162,6 +165,18 @@ def difference_from_one_device(job: Job, results: list[dict[str, Any]]) -> float
         alone = train_one_device(job.model, batches, job.optimizer, 0.0, job.seed)
     expected = torch.cat([tensor.reshape(-1) for tensor in alone.weights[-1].values()])
     return max(difference(result["weights"], expected, 1.0) for result in results)
+
+
+def check_gains(lab: Lab, steps: list[float], fitted: list[float]) -> None:
+    """Check what the first and the last doubling gained against the fitted curve: each of two runs may lie
+    NEAR of it.
+    """
+    for i in (0, len(steps) - 2):
+        curve = fitted[i] / fitted[i + 1]
+        chance: dict[str, Any] = {"match": "statistical", "tolerance": 2 * NEAR * curve}
+        source = "Eq 35: S_min + E_min/B at both"
+        sizes: dict[str, Any] = {"b": BATCHES[i], "twice": BATCHES[i + 1]}
+        lab.row("gain", curve, steps[i] / steps[i + 1], source, unit="×", **chance, **sizes)
 
 
 def check_quadratic(lab: Lab, noise_scale: ns.NoiseScale) -> None:
