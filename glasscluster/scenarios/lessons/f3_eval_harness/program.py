@@ -100,7 +100,7 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     lab.row("flagged", len(planted), caught, source, unit="items")
 
     reworded = scores.paired(right["late", "acc"][OTHER_WORDS], right["late", "acc"][BRACKETS])
-    other_errors = abs(reworded.difference) / reworded.error
+    other_errors = abs(reworded.difference) / reworded.error if reworded.error else 0.0
     lab.row("other_words", 1, int(other_errors > 3), "the same items, paired", unit="yes")
     throw_coins(lab)
 
