@@ -186,11 +186,11 @@ PAPERS: dict[str, tuple[Said, Said]] = {
         ),
     ),
     "stage_span_bubble_fraction": (
-        Said("stage-span bubble", "级跨度气泡"),
+        Said("stage-span bubble", "阶段跨度气泡"),
         Said(
             "idle time inside the longest stage's own span, from its first to its last work, as a share of "
             "that span (what the zero-bubble paper reports)",
-            "最长一级从首个到最后一个操作的跨度内，空闲时间所占的比例（零气泡论文报告的量）",
+            "最长的阶段从首个到最后一个操作的跨度内，空闲时间所占的比例（零气泡论文报告的量）",
         ),
     ),
 }

@@ -77,7 +77,7 @@ CATALOGUE: dict[str, Said] = {
     "on_path": Said("On the critical path", "关键路径上的时间"),
     "if_faster": Said("Gain if this kind were × {factor} as fast", "若该类快 {factor} 倍可节省"),
     "saved": Said("saved", "节省"),
-    "span_bubble": Said("span bubble {x}", "级跨度气泡 {x}"),
+    "span_bubble": Said("span bubble {x}", "阶段跨度气泡 {x}"),
     "idle_over_work": Said("idle over work {x}", "空闲相对有效时间 {x}"),
     "never_idle": Said("No rank was ever idle.", "没有任何 rank 空闲过。"),
     "split_title": Said(
@@ -493,7 +493,7 @@ GLOSSARY: tuple[tuple[str, Said, Said], ...] = (
     ("β", Said("bandwidth", "带宽"), Said("bytes per second of a link", "链路每秒传输的字节数")),
     (
         "p",
-        Said("stages", "级数"),
+        Said("stages", "阶段数"),
         Said("pieces the layers are cut into, one after the other", "层被切成的前后相接的段数"),
     ),
     (
@@ -509,7 +509,7 @@ GLOSSARY: tuple[tuple[str, Said, Said], ...] = (
     (
         "f, b",
         Said("forward, backward", "前向、反向"),
-        Said("time of one micro-batch on one stage", "一个微批次在一级上的时间"),
+        Said("time of one micro-batch on one stage", "一个微批次在一个阶段上的时间"),
     ),
     ("", Said("exposed communication", "暴露的通信"), CATALOGUE["means_exposed"]),
     ("", ENTRIES[BUBBLE].name, ENTRIES[BUBBLE].meaning),

@@ -358,7 +358,7 @@ ZOO: tuple[Bug, ...] = (
         (
             "First and last stage hold a copy of the table; each takes a step with its own half of the "
             "gradient.",
-            "第一级和最后一级各有一份词嵌入，却各用自己的那一半梯度更新。",
+            "第一个和最后一个阶段各有一份词嵌入，却各用自己的那一半梯度更新。",
         ),
         (
             Upstream("uw-syfi/piper", 13, "Tied embedding support"),
