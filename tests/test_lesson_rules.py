@@ -27,7 +27,6 @@ from lesson_rules import (
     unexplained,
     watching,
 )
-from programs import pipeline_of_spans
 from typer.testing import CliRunner
 
 from glasscluster import Cluster
@@ -358,9 +357,16 @@ def test_a_plan_is_printed_with_what_it_names(tmp_path):
 
 
 def test_no_bubble_is_told_where_nothing_is_pipelined():
-    runs = [Cluster("classroom", 4, "dry").run(pipeline_of_spans, 4, "gpipe")]
-    runs.append(Cluster("classroom", 2).run(lambda gpu: gpu.comm.all_reduce(torch.ones(8)) and None))
-    piped, alone = runs
+    def pass_on(gpu, axis):
+        """Rank 1 works when rank 0 has, and rank 0 waits for it."""
+        comm, x = gpu.make_mesh({axis: 2})[axis], torch.ones(64, 64)
+        for turn in range(2):
+            if gpu.rank == turn:
+                comm.isend(x @ x, 1 - turn).wait()
+            else:
+                comm.irecv(x, turn).wait()
+
+    alone, piped = (Cluster("classroom", 2).run(pass_on, axis) for axis in ("dp", "pp"))
     told = [" ".join(step.text.en for step in story_of(x, x.timeline)) for x in (alone, piped)]
     assert "bubble" not in told[0]
     assert "bubble" in told[1]

@@ -27,6 +27,8 @@ from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.visualize.figures.merge_tree import merge_tree_figure
 from glasscluster.visualize.figures.plots import bars
 
+MARKED = [" gradients", "梯度", "通信"]  # pieces of the text that the trees show
+
 
 def by_hand(pieces: Mapping[bytes, int], merges: int) -> list[tuple[bytes, bytes]]:
     """Learn merges by algorithm 1 of the paper, as written: count all pairs, merge the most frequent, repeat.
@@ -88,7 +90,7 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
     texts = {"en": english, "zh": chinese}
     check_the_algorithm(lab, english[:60] + chinese[:60])
     lab.say("learning three tokenizers")
-    sources = {"en": english, "zh": chinese, "both": english + chinese}
+    sources = {**texts, "both": english + chinese}
     made = {name: Tokenizer.train(source, vocab) for name, source in sources.items()}
     size = {lang: sum(map(len, text)) for lang, text in texts.items()}
     counts = {name: {lang: tokens_in(t, text) for lang, text in texts.items()} for name, t in made.items()}
@@ -110,20 +112,19 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
     lab.row("bits_of_a_byte", 1, over_loss, "Eq 37: a token is a byte", unit="×", tolerance=1e-12)
 
     per = {name: {lang: size[lang] / counts[name][lang] for lang in size} for name in made}
-    held = per["en"]["en"]
-    lab.ask("ratio", ratio["en"], english=size["en"], chinese=size["zh"], vocab=vocab, held=held)
+    blanks: dict[str, Any] = {"english": size["en"], "chinese": size["zh"]}
+    lab.ask("ratio", ratio["en"], vocab=vocab, held=per["en"]["en"], **blanks)
     lab.figure("bytes_by_tokenizer", lambda lang: bytes_per_token(lab, per, lang))
-    marked = [" gradients", "梯度", "通信"]
-    lab.figure("merges_en", partial(merge_tree_figure, made["en"], marked))
-    lab.figure("merges_both", partial(merge_tree_figure, made["both"], marked))
+    for name in ("en", "both"):
+        lab.figure(f"merges_{name}", partial(merge_tree_figure, made[name], MARKED))
     lab.figure("two_units", lambda lang: two_units(lab, results, lang))
-    lab.tell("bytes_of_the_sentences", english=size["en"], chinese=size["zh"])
-    learned: dict[str, Any] = {f"en_on_{lang}": per["en"][lang] for lang in per["en"]}
-    lab.tell("learned_from_english", **learned, ratio_en=ratio["en"])
+    lab.tell("bytes_of_the_sentences", **blanks)
+    blanks = {f"en_on_{lang}": per["en"][lang] for lang in per["en"]}
+    lab.tell("learned_from_english", **blanks, ratio_en=ratio["en"])
     lab.tell("learned_from_others", ratio_zh=ratio["zh"], ratio_both=ratio["both"])
-    losses: dict[str, Any] = {f"loss_{name}": each["loss"] for name, each in results.items()}
+    blanks = {f"loss_{name}": each["loss"] for name, each in results.items()}
     bits: dict[str, Any] = {f"bits_{name}": each["bits"] for name, each in results.items()}
-    lab.tell("after_training", view="tab=story", steps=steps, **losses, **bits)
+    lab.tell("after_training", view="tab=story", steps=steps, **blanks, **bits)
     lab.conclude(ratio_en=ratio["en"], ratio_both=ratio["both"])
     lab.explain()
     lab.own_number(ratio_en=ratio["en"], vocab=vocab, merges=vocab - 256, **bits)

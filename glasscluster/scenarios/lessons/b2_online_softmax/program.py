@@ -45,13 +45,13 @@ def program(gpu: Any, n: int, blocks: int, scales: list[float]) -> dict[float, d
     draw = torch.Generator().manual_seed(0)
     row, values = torch.randn(2, n, generator=draw, dtype=torch.float64)
     order = torch.randperm(blocks, generator=torch.Generator().manual_seed(gpu.rank)).tolist()
-    found: dict[float, dict[str, Any]] = {}
+    by_scale: dict[float, dict[str, Any]] = {}
     for scale in scales:
         scores = row * scale
         pieces = list(scores.tensor_split(blocks))
         state, output, history = pass_over(pieces, list(values.tensor_split(blocks)), order)
         softmax, theirs = torch.exp(scores - state[0]) / state[1], scores.softmax(0)
-        found[scale] = {
+        by_scale[scale] = {
             "history": history,
             "difference": float((softmax - theirs).abs().max()),
             "output": float((output - theirs @ values).abs()),
@@ -59,7 +59,7 @@ def program(gpu: Any, n: int, blocks: int, scales: list[float]) -> dict[float, d
             "too_large": int((scores > math.log(torch.finfo(torch.float64).max)).sum()),
             "top": float(theirs.max()),
         }
-    return found
+    return by_scale
 
 
 @lesson

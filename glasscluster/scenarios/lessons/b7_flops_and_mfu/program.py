@@ -98,8 +98,8 @@ def check_longer(lab: Lab, model: Any, b: int) -> None:
     s, v, n, h = model.seq, model.vocab, model.layers, model.hidden
     twice = lab.dry(model=model.model_copy(update={"seq": 2 * s}), global_batch=b, micro_batch=b)
     longer = 48 * b * s * n * h * h + 16 * b * s * s * n * h + 4 * b * s * h * v
-    found, source = flops_by_phase(twice.graph)["forward"], "Eq 30 over 3: attention × 4, the rest × 2"
-    lab.row("longer", longer, found, source, unit="FLOPs", length=2 * s)
+    counted, source = flops_by_phase(twice.graph)["forward"], "Eq 30 over 3: attention × 4, the rest × 2"
+    lab.row("longer", longer, counted, source, unit="FLOPs", length=2 * s)
 
 
 def causal_row(lab: Lab, log: dict[str, Any], forward: int, attention: int, s: int) -> float:

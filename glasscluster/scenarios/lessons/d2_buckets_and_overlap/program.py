@@ -36,8 +36,8 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     steps = [result.step_s * 1e3 for result in swept["1"]]
     best_kib = SIZES[steps.index(min(steps))]
     ends: dict[str, Any] = {"smallest": SIZES[0], "largest": SIZES[-1]}
-    asked = bare(lab, model, swept["1"][0].breakdown_s, gpus)
-    lab.ask("best_bucket", best_kib, **asked, **ends)
+    known = bare(lab, model, swept["1"][0].breakdown_s, gpus)
+    lab.ask("best_bucket", best_kib, **known, **ends)
     check_the_order(lab, steps, trained.timeline.makespan < late.makespan)
 
     ready, done, nbytes = reductions(trained.timeline)

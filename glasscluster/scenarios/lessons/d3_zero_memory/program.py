@@ -59,14 +59,14 @@ def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
     totals = [sum(kinds.values()) for kinds in each]
     check_table_1(lab, gpus, totals)
     widths = {f"of_{kind}": each[0][kind] for kind in KINDS}
-    asked: dict[str, Any] = {
+    paper: dict[str, Any] = {
         "many": MANY,
         "billions": BILLIONS,
         "billions_zh": round(10 * BILLIONS),
         **widths,
     }
     gigabytes = check_scaled(lab, each[0])
-    lab.ask("gigabytes", gigabytes["gb_2"], **asked)
+    lab.ask("gigabytes", gigabytes["gb_2"], **paper)
     m = make_plan(**{k: v for k, v in plan.items() if k != "model"}).micro_batches
     traffic = sent[3] / sent[0]
     lab.row("traffic", 3 * m / 2, traffic, "Eq 16: padding aside", unit="", tolerance=1e-3, m=m)
@@ -79,12 +79,12 @@ def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
     beside = sum(left.more.values()) / model.parameters()
     shown = listed(f"{total:.3g}" for total in totals)
     lab.tell("counted", view="tab=memory&run=zero3", by_stage=shown, gpus=gpus)
-    lab.tell("scaled", **asked, **gigabytes)
+    lab.tell("scaled", **paper, **gigabytes)
     lab.tell("beside", view="tab=memory&run=zero3", beside=beside, states=totals[3])
-    lab.conclude(whole=totals[0], stage_3=totals[3], gpus=gpus, **asked, **gigabytes)
-    lab.explain(sharded=widths["of_gradients"] + widths["of_optimizer"], gpus=gpus, **asked, **gigabytes)
+    lab.conclude(whole=totals[0], stage_3=totals[3], gpus=gpus, **paper, **gigabytes)
+    lab.explain(sharded=widths["of_gradients"] + widths["of_optimizer"], gpus=gpus, **paper, **gigabytes)
     layers = next(int(row.counted) for row in trained.checks if row.key == "layers_whole")
-    lab.card(whole=totals[0], each=widths["of_optimizer"] / 3, layers=layers, **asked, **gigabytes)
+    lab.card(whole=totals[0], each=widths["of_optimizer"] / 3, layers=layers, **paper, **gigabytes)
     lab.card(beside=beside, traffic=traffic, m=m)
     lab.own_number(stage_2=totals[2], gpus=gpus)
 
@@ -123,15 +123,15 @@ def check_scaled(lab: Lab, widths: dict[str, float]) -> dict[str, Any]:
 
     Returns the GB of each stage.
     """
-    found = {}
+    gigabytes = {}
     for stage in STAGES:
         state = predict_state(stage, 1, MANY, 1, 1, 1)
-        found[f"gb_{stage}"] = BILLIONS * sum(widths[kind] * state[kind] for kind in KINDS)
+        gigabytes[f"gb_{stage}"] = BILLIONS * sum(widths[kind] * state[kind] for kind in KINDS)
     for stage, (printed, digits) in enumerate(TABLE_1[MANY], start=1):
         half: dict[str, Any] = {"unit": "GB", "tolerance": 0.5 * 10**-digits}
-        source, scaled = "ZeRO 1910.02054 Table 1, as printed there", found[f"gb_{stage}"]
+        source, scaled = "ZeRO 1910.02054 Table 1, as printed there", gigabytes[f"gb_{stage}"]
         lab.row("table_1_scaled", printed, scaled, source, **half, stage=stage, gpus=MANY)
-    return found
+    return gigabytes
 
 
 def check_table_1(lab: Lab, gpus: int, totals: list[float]) -> None:

@@ -137,8 +137,7 @@ def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
     lab.tell("zigzag", view="tab=timeline&run=striped", **times)
     hiding: dict[str, Any] = {"each": s // N, "late": late, "hidden_hops": N - 2}
     lab.tell("hiding", view="tab=timeline&run=ring", hardware=lab.hardware, **hiding)
-    needs: dict[str, Any] = tokens_that_hide()
-    lab.tell("needs", **needs, have=LONG // N)
+    lab.tell("needs", **tokens_that_hide(), have=LONG // N)
     lab.conclude(ratio=ratio, **shares)
     lab.explain()
     lab.card(times_gqa=times_gqa)
@@ -258,7 +257,7 @@ def sent_long(way: str, heads: int) -> float:
     return (theory["forward"] + theory["backward"]) / 1e9
 
 
-def tokens_that_hide() -> dict[str, float]:
+def tokens_that_hide() -> dict[str, Any]:
     """The fewest tokens a rank at which a block's computation hides the next one's message, on H100s in
     bf16.
     """

@@ -81,7 +81,7 @@ def readings(signs: Any, lang: int) -> str:
 
 
 def check_the_cure(lab: Lab, treated: Treated, better: bool) -> None:
-    """Check that no rule holds in a sound run, and that the cure takes the damage back, unlike a lower rate."""
+    """Check that no rule holds in a sound run, and that the cure takes the damage back."""
     holding = sum(rule.holds(treated.charts["healthy"].signs) for rule in RULES)
     lab.row("rules_in_sound_run", 0, holding, "diagnosis.py", unit="rules")
     back: dict[str, Any] = {"unit": "", "match": "statistical", "tolerance": 1 - BACK}

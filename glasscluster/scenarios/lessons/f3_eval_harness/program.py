@@ -91,14 +91,7 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     lab.row(
         "won_less_lost", comparison.better - comparison.worse, won_less_lost, "the same items", unit="items"
     )
-    plain_training = plain(training)
-    planted = [Text(training[a : a + 120]) for a in range(0, 3_000_000, 200_000)]
-    caught, source = (
-        sum(contaminated(item, plain_training) for item in planted),
-        "GPT-4 report, 2303.08774, appendix C",
-    )
-    lab.row("flagged", len(planted), caught, source, unit="items")
-
+    read = check_planted(lab, training)
     reworded = scores.paired(right["late", "acc"][OTHER_WORDS], right["late", "acc"][BRACKETS])
     other_errors = abs(reworded.difference) / reworded.error if reworded.error else 0.0
     lab.row("other_words", 1, int(other_errors > 3), "the same items, paired", unit="yes")
@@ -131,7 +124,7 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     )
     lab.tell("other_words", a=mean["late", "acc"][BRACKETS], b=mean["late", "acc"][OTHER_WORDS])
     next_line: dict[str, Any] = {how: mean["late", how][NEXT_LINE] for how in ("acc", "acc_norm")}
-    flagged = sum(contaminated(item, plain_training) for item in tasks[NEXT_LINE].items)
+    flagged = sum(contaminated(item, read) for item in tasks[NEXT_LINE].items)
     lab.tell("normalised", **next_line, flagged=flagged)
     lab.tell("shared_out", view="tab=timeline&run=scoring")
     lab.conclude(errors=errors)
@@ -139,6 +132,16 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     one_error = 100 * scores.predict_error(FIRST, OF)
     lab.card(one_error=one_error, other_errors=other_errors, **enough)
     lab.own_number(errors=errors, p=comparison.p)
+
+
+def check_planted(lab: Lab, training: bytes) -> Any:
+    """Check that pieces of the training text, planted among the items, are all flagged; returns that text as
+    it is compared.
+    """
+    read, planted = plain(training), [Text(training[a : a + 120]) for a in range(0, 3_000_000, 200_000)]
+    caught, source = sum(contaminated(item, read) for item in planted), "GPT-4 report, 2303.08774, appendix C"
+    lab.row("flagged", len(planted), caught, source, unit="items")
+    return read
 
 
 def throw_coins(lab: Lab) -> None:
