@@ -741,3 +741,21 @@ def test_one_thing_is_not_said_in_the_plural(capsys):
     assert "1 GPUs" not in err
     assert "1 steps" not in err
     assert "1 threads ranks" not in err
+
+
+@pytest.mark.parametrize("two", ["2", " 2 ", 2.0])
+def test_a_whole_number_of_a_request_may_be_written_as_text_or_with_a_point(two, capsys):
+    Path("r.json").write_text(json.dumps({"dp": two, "layers": 1}))
+    said = [
+        json.loads(glass(capsys, *line, "--json")[1])
+        for line in (["predict", "--request", "r.json"], ["predict", "--dp", "2", "--layers", "1"])
+    ]
+    assert said[0]["iteration_time_s"] == said[1]["iteration_time_s"]
+    assert said[0]["simulated_gpus"] == 2
+
+
+@pytest.mark.parametrize("name", ["dp", "layers", "global_batch"])
+def test_a_truth_value_is_no_whole_number(name, capsys):
+    Path("r.json").write_text(json.dumps({name: True}))
+    said = refusal(capsys, "predict", "--request", "r.json")
+    assert (said["field"], said["rule"]) == (name, "must be a whole number")

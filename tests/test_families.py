@@ -686,3 +686,12 @@ def test_a_factor_of_0_is_refused_by_the_dictionary_that_has_it(key: str, tmp_pa
     assert re.search(rf"REFUSED {key}\[factor\] +0 +rope_factor = 0\.0: must be at least 1", out)
     assert re.search(r"ok      num_key_value_heads +null ", out)
     assert "as it is absent" not in out
+
+
+@pytest.mark.parametrize(("family", "key"), [("llama", "head_dim"), ("mixtral", "num_local_experts")])
+def test_a_count_of_0_is_refused_by_its_key_though_0_means_something_to_us(family, key, tmp_path):
+    content = {"model_type": family, "hidden_size": 64, "num_attention_heads": 4, key: 0}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    rows = examine_model(str(tmp_path))["refused"]
+    assert [(row["key"], row["value"]) for row in rows] == [(key, 0)]
+    assert "must be at least 1" in rows[0]["why"]

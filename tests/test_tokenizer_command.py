@@ -198,3 +198,10 @@ def test_a_merge_tree_ends_in_the_tokens_of_the_encoding_and_ranks_grow_upwards(
         "token 及其最后一次合并的名次",
     ]
     assert len(figure.data[1].x) == 5 + 6
+
+
+def test_nothing_is_learned_from_no_text(capsys, tmp_path):
+    (tmp_path / "none.txt").write_text("")
+    code, said = glass(capsys, "tokenize", "train", "none.txt", "--vocab", "300", "--out", "none.json")
+    assert (code, said["field"], said["value"]) == (2, "files", "none.txt")
+    assert not (tmp_path / "none.json").exists()

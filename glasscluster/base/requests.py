@@ -8,6 +8,7 @@ a plan and a model of them. Commands make their options, their JSON and their er
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import get_annotations
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
@@ -48,6 +49,7 @@ def build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
 
 def _build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
     check_numbers(values)
+    values = _whole(cls, values)
     try:
         return cls(**values)
     except ValidationError as problem:
@@ -61,6 +63,22 @@ def _build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
             raise InputError(field, first.get("input"), "unknown option", names, by_name=True) from None
         info = cls.model_fields.get(field)
         raise InputError(field, first.get("input"), rule_of(first), choices_of(first, info)) from None
+
+
+def _whole(cls: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    """The values with whole numbers of fields that are such: "2" and 2.0 of a stranger's JSON are 2 before any
+    default is made from them, and a truth value is no number (to pydantic, true is 1).
+    """
+    given = dict(values)
+    for name, info in cls.model_fields.items():
+        value = given.get(name)
+        if info.annotation not in (int, int | None):
+            continue
+        if isinstance(value, bool):
+            raise InputError(name, value, "must be a whole number")
+        if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value)):
+            given[name] = int(value)
+    return given
 
 
 RULES = {  # pydantic's kinds of mistake, in our words

@@ -49,6 +49,8 @@ def learned(
     texts = []
     for name in sources:
         texts += documents(name, "files")
+    if not any(texts):
+        raise InputError("files", ", ".join(sources), "hold no text to learn from")
     say(f"cutting {sum(map(len, texts)):,} bytes into pieces")
     pieces = count_pieces(texts)
     say(f"merging in {len(pieces):,} different pieces")

@@ -51,6 +51,9 @@ KINDS: dict[type, tuple[type, ...]] = {int: (int,), float: (float, int), bool: (
 CALLED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 
 
+COUNTS = ("experts",)  # of which a config.json cannot have 0, though to us 0 means that there are none
+
+
 @dataclass(frozen=True)
 class Key:
     """A key of config.json for one field of ours.
@@ -253,6 +256,8 @@ class Family:
         for ours, key in self.keys.items():
             try:
                 values[ours] = key.ours(content)
+                if ours in COUNTS and key.name in content and values[ours] == 0:
+                    raise KeyRefused(key.name, 0, "it must be at least 1")
             except KeyRefused as problem:
                 refused.append(problem)
                 continue

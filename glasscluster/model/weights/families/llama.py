@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from glasscluster.model.weights.families.base import NOT_ALLOWED, PLAIN, Family, Key, Special, taken
+from glasscluster.model.weights.families.base import (
+    NOT_ALLOWED,
+    PLAIN,
+    Family,
+    Key,
+    KeyRefused,
+    Special,
+    taken,
+)
 from glasscluster.model.weights.families.rope import rope
 from glasscluster.model.weights.families.windows import all_layers
 
@@ -32,6 +40,8 @@ def head_size(absent: int | None, null: Any = None) -> Special:
 
     def ours(content: Mapping[str, Any]) -> dict[str, Any]:
         size = taken(content, "head_dim", int, absent, null if absent is None else NOT_ALLOWED)
+        if size is not None and size < 1:
+            raise KeyRefused("head_dim", size, "it must be at least 1")
         hidden, heads = content.get("hidden_size"), content.get("num_attention_heads")
         plain = isinstance(heads, int) and size is not None and size * heads == hidden
         return {"head_dim": 0 if plain or size is None else size}
