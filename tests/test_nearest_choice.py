@@ -35,6 +35,7 @@ from glasscluster.scenarios.requests.predict import PredictRequest
 from glasscluster.scenarios.requests.serve import ServeRequest
 from glasscluster.scenarios.requests.stored import ScheduleRequest
 from glasscluster.scenarios.requests.train import TrainRequest
+from glasscluster.sim.ranks.collectives import ALGORITHMS
 from glasscluster.strategies.plan import make_model, make_plan
 
 COMMANDS: dict[str, tuple[type[Request], Any, dict[str, Any]]] = {
@@ -274,7 +275,10 @@ def test_an_algorithm_that_a_file_does_not_register_is_told_those_that_it_does(t
         "from glasscluster.sim.ranks.collectives import collective\n"
         '@collective("all_reduce", "star-of-this-test")\ndef star(work, x, op="sum"):\n    yield from ()\n'
     )
-    refused = refused_by("train", algorithm=f"{file}:nope")
+    try:
+        refused = refused_by("train", algorithm=f"{file}:nope")
+    finally:  # nobody after this one has it
+        ALGORITHMS["all_reduce"].pop("star-of-this-test", None)
     assert refused.nearest == f"{file}:star-of-this-test"
 
 

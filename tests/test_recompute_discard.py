@@ -359,7 +359,7 @@ def test_modules_without_selective_recomputation_name_one_cure_and_it_runs(given
 def test_advice_for_memory_lets_every_layer_run_again_and_all_of_a_layer_of_which_parts_do():
     def advised(words):
         plan, model = chosen(words, {}, {})
-        return [change for change, _ in changes(plan, model)]
+        return [change for change, *_ in changes(plan, model)]
 
     assert {"recompute_nth": 1} in advised(2)
     assert {"recompute": "full", "recompute_modules": "core_attn"} in advised("mlp")

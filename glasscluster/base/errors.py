@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from glasscluster.base.text import shown
 
 # how alike two words must be for one to be taken as a slip of the other (difflib's own default)
-ALIKE = 0.6
+ALIKE = 0.7
 LONGEST_RULE = 1000  # characters of the rule in a message
 LONGEST_COMPARED = 200  # characters of a word whose likeness to others is judged
 

@@ -76,7 +76,9 @@ def _whole(cls: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(value, bool):
             raise InputError(name, value, "must be a whole number")
-        if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value)):
+        if (isinstance(value, float) and value.is_integer()) or (
+            isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value)
+        ):
             given[name] = int(value)
     return given
 

@@ -113,6 +113,8 @@ def unsound_rows(text: str) -> list[str]:
 
 
 def _of_cell(row: dict[str, str], name: str) -> str | None:
+    if name == "bubble_fraction" and row.get(name) == "":
+        return None  # nothing is pipelined; a plan's own columns say whether that is so
     try:
         value = float(row[name])
     except (KeyError, ValueError, TypeError):

@@ -166,7 +166,26 @@ def test_hostile_text_in_every_field_is_shown_and_never_run(visit, lab, tmp_path
     )
     steps = [report.StoryStep(bad, HOSTILE)]
     taught = report.LessonPage(
-        HOSTILE, bad, bad, 1.0, HOSTILE, HOSTILE, bad, bad, [bad], bad, bad, bad, [bad], bad
+        id=HOSTILE,
+        question=bad,
+        prompt=bad,
+        answer=1.0,
+        unit=bad,
+        low=None,
+        high=None,
+        formula=report.FormulaShown(HOSTILE, bad, "V", HOSTILE, {HOSTILE: bad}),
+        kills=bad,
+        explanation=bad,
+        points=[bad],
+        card_question=bad,
+        card_short=bad,
+        card_long=bad,
+        follow_ups=[
+            report.FollowUpShown(bad, bad, None, None),
+            report.FollowUpShown(bad, None, HOSTILE, bad),
+        ],
+        own=bad,
+        code=[],
     )
     page_content = report.Report(HOSTILE, bad, bad, [chapter], steps, 0, rows, lesson=taught)
     path = assemble.write_report(page_content, tmp_path / "hostile.html")

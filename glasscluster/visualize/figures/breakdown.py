@@ -82,7 +82,7 @@ def critical_figure(timeline: Timeline, lang: str = "en", factor: float = 2.0) -
     saved = [timeline.makespan - faster[k] for k in kinds]
     for column, values, label in ((1, spent, word("on_path", lang)), (2, saved, word("saved", lang))):
         text = [
-            f"{v * scale:.3g} {unit} ({v / timeline.makespan:.0%})" if timeline.makespan else ""
+            f"{v * scale:.3g} ({v / timeline.makespan:.0%})" if timeline.makespan else ""  # in the axis' unit
             for v in values
         ]
         figure.add_trace(
@@ -95,7 +95,7 @@ def critical_figure(timeline: Timeline, lang: str = "en", factor: float = 2.0) -
                 textposition="outside",
                 cliponaxis=False,
                 marker={"color": [_look(k).fill for k in kinds], "line": {"color": "#52606d", "width": 1}},
-                hovertemplate="%{y}: %{text}<extra></extra>",
+                hovertemplate=f"%{{y}}: %{{text}} {unit}<extra></extra>",
                 showlegend=False,
             ),
             row=1,
