@@ -91,21 +91,30 @@ def test_floats_are_compared_to_a_relative_1e_9(factor, seen):
     assert paths(compared("lesson/C3", old, new)) == (["json.runs[0].makespan_s"] if seen else [])
 
 
+def without_keys(key: str) -> Any:
+    """The stored content of an item, as it was before its rows had keys, verdicts and names in two languages."""
+    content = content_of(key)
+    for row in rows_of(content):
+        for new in ("key", "names", "verdict"):
+            row.pop(new, None)
+    return content
+
+
 def test_a_renamed_row_is_reported_on_both_sides_until_the_table_has_it():
-    old, new = content_of("lesson/C3"), content_of("lesson/C3")
+    old, new = without_keys("lesson/C3"), without_keys("lesson/C3")
     rows_of(new)[0]["name"] = "bytes sent by every rank"
     judged = compared("lesson/C3", old, new)
     assert paths(judged) == ["json.checks['sent by every rank']", "json.checks['bytes sent by every rank']"]
     assert judged.differences[0][3] == judged.differences[1][2] == MISSING
     for table in (
         ({"sent by every rank": "bytes sent by every rank"}, []),
-        ({}, [["(sent by .*)", r"bytes \1"]]),
+        ({}, [["(sent by every .*)", r"bytes \1"]]),
     ):
         assert compared("lesson/C3", old, new, Names(*table, [])).differences == []
 
 
 def test_new_keys_and_rows_that_do_not_apply_are_information_a_new_row_that_held_is_a_difference():
-    old, new = content_of("lesson/C3"), content_of("lesson/C3")
+    old, new = without_keys("lesson/C3"), without_keys("lesson/C3")
     rows = rows_of(new)
     rows[0] |= {"key": "sent", "verdict": "held"}
     rows.append({**rows[1], "name": "elsewhere", "ok": None, "verdict": "not applicable"})

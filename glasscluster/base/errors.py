@@ -219,4 +219,6 @@ def alike(word: str, choices: Iterable[object]) -> list[object]:
 def _likeness(a: str, b: str) -> float:
     """How much two words look alike, from 0 to 1; capitals, - and _ make no difference."""
     a, b = (word[:LONGEST_COMPARED].lower().replace("_", "-").lstrip("-") for word in (a, b))
-    return difflib.SequenceMatcher(None, b, a).ratio()
+    ratio = difflib.SequenceMatcher(None, b, a).ratio()
+    begins = len(a) > 2 and b.startswith(a)  # a word that was cut short
+    return max(ratio, ALIKE) if begins else ratio
