@@ -309,3 +309,10 @@ def test_a_signal_that_a_library_turns_into_another_error_ends_in_one_line():
     done = subprocess.run([sys.executable, "-c", DISGUISED], capture_output=True, text=True, check=False)
     assert done.returncode == 143
     assert done.stderr.strip() == "terminated: nothing was written"
+
+
+def test_a_node_of_more_gpus_than_64_bits_count_is_refused(tmp_path, capsys):
+    hardware("dgx-h100").save(tmp_path / "hw.json")
+    content = json.loads((tmp_path / "hw.json").read_text())
+    (tmp_path / "hw.json").write_text(json.dumps({**content, "node_size": 1 << 64}))
+    assert "node_size" in refused(capsys, "node_size", f"predict {SHAPE} --hardware {tmp_path / 'hw.json'}")

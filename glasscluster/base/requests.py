@@ -66,8 +66,8 @@ def _build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
 
 
 def _whole(cls: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
-    """The values with whole numbers of fields that are such: "2" and 2.0 of a stranger's JSON are 2 before any
-    default is made from them, and a truth value is no number (to pydantic, true is 1).
+    """The values, with whole numbers where fields are such: "2" and 2.0 of a stranger's JSON are 2 before
+    any default is made from them, and a truth value is no number (to pydantic, true is 1).
     """
     if cls.model_config.get("strict"):
         return values  # pydantic takes nothing but whole numbers there

@@ -49,7 +49,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the reader is asked to predict: the question, the right number, its unit, and between which numbers
+    """What the reader is asked to predict: the question, the right number, its unit, between which numbers
     an answer can lie (None: anywhere).
     """
 

@@ -66,7 +66,7 @@ class MachineProfile(_Part):
     gpu: GPUProfile
     intra: LinkProfile
     inter: LinkProfile
-    node_size: int = Field(8, ge=1)
+    node_size: int = Field(8, ge=1, le=1_000_000)  # times are replayed with 64 bits
     note: str = ""
     nics: int = Field(0, ge=0)
     cpu: str = "intel"
