@@ -166,7 +166,9 @@ def matrices_figure(
         }
         figure.update_layout({f"xaxis{axis}": across, f"yaxis{axis}": down})
     figure.update_layout(
-        **plain_layout(ROW * len(blocks) + 70, left=30, right=30, top=46 if title else 16, bottom=58, size=15),
+        **plain_layout(
+            ROW * len(blocks) + 70, left=30, right=30, top=46 if title else 16, bottom=58, size=15
+        ),
         barmode="overlay",
     )
     figure.update_layout(title={"text": title, "x": 0, "xref": "paper", "font": {"size": 18}})
