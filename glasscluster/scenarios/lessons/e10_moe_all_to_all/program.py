@@ -243,20 +243,10 @@ def check_mixtral(lab: Lab) -> dict[str, float]:
     """Check the billions of parameters of Mixtral 8x7B: all of them, and those that one token uses; returns
     both.
     """
-    size: dict[str, Any] = {
-        "layers": 32,
-        "hidden": 4096,
-        "heads": 32,
-        "kv_heads": 8,
-        "ffn": 14336,
-        "vocab": 32000,
-        "seq": 1,
-    }
-    parameters = make_model("tiny", **size, activation="swiglu", experts=8, tied=False).parameters()
-    billions: dict[str, Any] = {
-        "all": parameters / 1e9,
-        "active": (parameters - 32 * 6 * 3 * 4096 * 14336) / 1e9,
-    }
+    model = make_model("mixtral-8x7b")
+    parameters, expert = model.parameters(), (model.gates + 1) * model.hidden * model.expert_width
+    idle = model.layers * (model.experts - model.top_k) * expert  # of experts that a token does not visit
+    billions: dict[str, Any] = {"all": parameters / 1e9, "active": (parameters - idle) / 1e9}
     source = "Mixtral 2401.04088, abstract (rounded there)"
     for name, paper in (("all", 47), ("active", 13)):
         lab.row("mixtral", paper, billions[name], source, unit="billion", tolerance=0.5, name=lab.text(name))
