@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,42 @@ def shown(page: str) -> list[list[str]]:
     return [[command.split(" # ")[0].strip() for command in commands], python, places]
 
 
-def test_both_readmes_give_the_same_commands_programs_and_places():
-    pages = (ROOT / "README.md", ROOT / "README.zh.md")
-    english, chinese = (shown(page.read_text(encoding="utf-8")) for page in pages)
-    assert len(english[0]) > 30
-    assert len(english[2]) > 90
-    assert english == chinese
+def readmes():
+    """The module that writes both READMEs of one text."""
+    spec = importlib.util.spec_from_file_location("make_readme", DOCS / "make_readme.py")
+    assert spec is not None and spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    return maker
+
+
+def test_both_readmes_are_what_their_one_text_says():
+    maker = readmes()
+    source = maker.SOURCE.read_text(encoding="utf-8")
+    english, chinese = (path.read_text(encoding="utf-8") for path in maker.PAGES.values())
+    assert (maker.page(source, "en"), maker.page(source, "zh")) == (english, chinese), "docs/make_readme.py"
+    assert len(maker.BOTH.findall(source)) > 100
+    assert len(shown(english)[0]) > 30
+    assert len(shown(english)[2]) > 90
+    assert shown(english) == shown(chinese), "a command, a program or a place stands inside the brackets"
+
+
+@pytest.mark.parametrize("broken", ["# ⟦Lessons‖⟧", "# ⟦‖课程⟧", "# ⟦Lessons⟧", "# Lessons‖课程", "⟦⟦a‖b⟧"])
+def test_a_text_in_one_language_makes_no_readme(broken):
+    with pytest.raises(ValueError, match="readme.both.txt, line 2|not ⟦English‖中文⟧"):
+        readmes().page(f"\n{broken}\n", "zh")
+
+
+def prose(page: str) -> list[str]:
+    """Runs of five English words and more: a sentence, and no name of a thing."""
+    page = re.sub(r"^```python.*?^```|`[^`]*`|<!--.*?-->", "", page, flags=re.DOTALL | re.MULTILINE)
+    page = re.sub(r"^(?:glass|make|torchrun) [^#]*", "", page, flags=re.MULTILINE)
+    return re.findall(r"(?:\b[A-Za-z]+[ ,;]+){4}[A-Za-z]+", re.sub(r"\]\([^)]*\)", "", page))
+
+
+def test_the_chinese_readme_has_no_english_sentence():
+    assert prose((ROOT / "README.zh.md").read_text(encoding="utf-8")) == []
+    assert len(prose((ROOT / "README.md").read_text(encoding="utf-8"))) > 100
 
 
 def test_the_architecture_is_short_enough_to_be_read():

@@ -15,6 +15,7 @@ from glasscluster.scenarios.requests import names
 from glasscluster.scenarios.requests.evaluate import EvaluateRequest
 from glasscluster.scenarios.requests.scenarios import GalleryRequest, RunRequest
 from glasscluster.sim.ranks.collectives import ALGORITHMS
+from glasscluster.sim.ranks.collectives.own import is_own
 from glasscluster.sim.run import BACKENDS, DEVICES
 from glasscluster.sim.time.network import BUILDERS
 
@@ -74,11 +75,6 @@ def test_copied_lists_are_those_of_the_registries():
     assert set(names.DEVICES) == set(DEVICES)
     assert {n.replace("-", "_") for n in names.COLLECTIVES} == set(ALGORITHMS)
     registered = {n for known in ALGORITHMS.values() for n, steps in known.items() if steps is not None}
-    ours = {
-        n
-        for known in ALGORITHMS.values()
-        for n, s in known.items()
-        if s and s.__module__.startswith("glasscl")
-    }
+    ours = {name for known in ALGORITHMS.values() for name, s in known.items() if s and not is_own(s)}
     assert set(names.ALGORITHMS) == (registered & ours) | {"nccl"}
     assert set(names.TOPOLOGIES) == set(BUILDERS)
