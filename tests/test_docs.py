@@ -76,7 +76,8 @@ def shown(page: str) -> list[list[str]]:
 def readmes():
     """The module that writes both READMEs of one text."""
     spec = importlib.util.spec_from_file_location("make_readme", DOCS / "make_readme.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
     return maker
@@ -95,7 +96,7 @@ def test_both_readmes_are_what_their_one_text_says():
 
 @pytest.mark.parametrize("broken", ["# ⟦Lessons‖⟧", "# ⟦‖课程⟧", "# ⟦Lessons⟧", "# Lessons‖课程", "⟦⟦a‖b⟧"])
 def test_a_text_in_one_language_makes_no_readme(broken):
-    with pytest.raises(ValueError, match="readme.both.txt, line 2|not ⟦English‖中文⟧"):
+    with pytest.raises(ValueError, match=r"readme\.both\.txt, line 2|not ⟦English‖中文⟧"):
         readmes().page(f"\n{broken}\n", "zh")
 
 
