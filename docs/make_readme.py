@@ -31,7 +31,9 @@ def page(source: str, language: str) -> str:
     def chosen(both: re.Match[str]) -> str:
         texts = {"en": both[1].strip("\n"), "zh": both[2].strip("\n")}
         if empty := [name for name, text in texts.items() if not text.strip()]:
-            raise ValueError(f"readme.both.txt, line {line(both.start())}: no text in {empty[0]}: {both[0][:60]}")
+            raise ValueError(
+                f"readme.both.txt, line {line(both.start())}: no text in {empty[0]}: {both[0][:60]}"
+            )
         return texts[language]
 
     def line(at: int) -> int:
@@ -39,7 +41,9 @@ def page(source: str, language: str) -> str:
 
     made = BOTH.sub(chosen, source)
     if left := re.search(r"[⟦⟧‖]", made):
-        raise ValueError(f"a text that is not ⟦English‖中文⟧: {made[max(0, left.start() - 30) : left.end() + 30]}")
+        raise ValueError(
+            f"a text that is not ⟦English‖中文⟧: {made[max(0, left.start() - 30) : left.end() + 30]}"
+        )
     return made
 
 

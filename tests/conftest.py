@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from torchrun_pool import Pool
 
 from glasscluster.sim.ranks.backends import threads
 
@@ -19,6 +20,7 @@ if not torch.cuda.is_available():  # read when triton is first imported, which a
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+SHARED_CPUS = 16
 _worker = os.environ.get("PYTEST_XDIST_WORKER", "")
 if _worker and hasattr(
     os, "sched_getaffinity"
@@ -56,14 +58,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_ray():
-    """One Ray for the module; clusters use it and leave it alone."""
+    """One Ray for the worker that runs the tests with processes; clusters use it and leave it alone."""
     import ray
 
     before = dict(os.environ)
     ray.init(
-        num_cpus=8,
+        num_cpus=SHARED_CPUS,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
@@ -74,6 +76,30 @@ def shared_ray():
     for key in set(os.environ) - set(before):
         del os.environ[key]
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def actors(shared_ray):
+    """`actors(n)` is a cluster of n Ray actors, which are started once and run one program after the other."""
+    from glasscluster.sim.run import Cluster
+
+    started: dict[int, Cluster] = {}
+
+    def cluster(gpus: int) -> Cluster:
+        if gpus not in started:
+            started[gpus] = Cluster("classroom", gpus, "ray", timeout_s=60, memory_bytes=None).__enter__()
+        return started[gpus]
+
+    yield cluster
+    for one in started.values():
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory):
+    """`pool(n, script, *words, cwd=...)` runs a script in n processes of a torchrun that stays."""
+    with Pool(tmp_path_factory.mktemp("torchrun")) as running:
+        yield running
 
 
 FLAGS = [

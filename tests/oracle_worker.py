@@ -313,7 +313,10 @@ def plain(x: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    dist.init_process_group("gloo")
+    # the store of a job that ran other scripts before still has their addresses
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    meeting = Path(sys.argv[1]) / f"{sys.argv[2]}-{size}.store"
+    dist.init_process_group("gloo", store=dist.FileStore(str(meeting), size), rank=rank, world_size=size)
     for name in sys.argv[2:]:
         made = (
             parallelized(name)
@@ -327,10 +330,3 @@ if __name__ == "__main__":
             save_file(result, str(Path(sys.argv[1]) / f"{name}.safetensors"))
     dist.barrier()
     dist.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(
-        0
-        # torch's own threads now and then abort an interpreter that ends by itself ("terminate called without
-        # an
-        # active exception")
-    )

@@ -223,7 +223,7 @@ TIMEOUT_S = 10.0
 
 @pytest.mark.ray
 @pytest.mark.parametrize("kind", ["op", *SOAK])
-def test_a_difference_is_named_on_ray(kind):
+def test_a_difference_is_named_on_ray(kind, shared_ray):
     program, *names = KINDS[kind]
     with Cluster("classroom", RANKS, "ray", timeout_s=TIMEOUT_S) as cluster:
         cluster.run(differently, "sum", "sum", record=False)  # actors have started

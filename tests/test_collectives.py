@@ -451,28 +451,25 @@ def every_pair(gpu) -> list[str]:
 
 
 @pytest.mark.ray
-def test_ray_actors_agree_on_every_algorithm():
-    with Cluster("classroom", 3, "ray", timeout_s=60) as cluster:
-        assert cluster.run(every_pair, record=False).results == [[], [], []]
+def test_ray_actors_agree_on_every_algorithm(actors):
+    assert actors(4).run(every_pair, record=False).results == [[]] * 4
 
 
 @pytest.mark.torchrun
-def test_torchrun_agrees_on_every_algorithm(tmp_path):
-    from test_torchrun import torchrun
-
+def test_torchrun_agrees_on_every_algorithm(tmp_path, pool):
     script = tmp_path / "pairs.py"
     tests = Path(__file__).resolve().parent
     script.write_text(
         f"import sys; sys.path.insert(0, {str(tests)!r})\n"
         "from test_collectives import every_pair\n"
         "from glasscluster.sim.run import Cluster\n"
-        'with Cluster("classroom", 3, "torchrun") as cluster:\n'
+        'with Cluster("classroom", 4, "torchrun") as cluster:\n'
         "    results = cluster.run(every_pair, record=False).results\n"
         "    if cluster.leader: print('RESULT', results)\n"
     )
-    done = torchrun(3, str(script), cwd=tmp_path)
+    done = pool(4, str(script), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "RESULT [[], [], []]" in done.stdout
+    assert f"RESULT {[[]] * 4}" in done.stdout
 
 
 def test_what_an_algorithm_cannot_do_is_an_input_error_that_names_what_can():

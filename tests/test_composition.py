@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from helpers import differences, worst
-from test_torchrun import torchrun
 
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.sim.run import Cluster
@@ -181,10 +180,9 @@ def on_threads(options: dict[str, Any]) -> tuple[str, list[float]]:
 
 
 @pytest.mark.ray
-def test_four_actors_with_context_tensor_and_expert_parallelism_are_bit_equal_to_threads():
-    with Cluster("classroom", 4, "ray") as actors:
-        for name, options in FAMILY.items():
-            assert trained_on(actors, options) == on_threads(options), name
+def test_four_actors_with_context_tensor_and_expert_parallelism_are_bit_equal_to_threads(actors):
+    for name, options in FAMILY.items():
+        assert trained_on(actors(4), options) == on_threads(options), name
 
 
 @pytest.mark.torchrun
@@ -195,12 +193,12 @@ def test_four_actors_with_context_tensor_and_expert_parallelism_are_bit_equal_to
         for i, (name, o) in enumerate(FAMILY.items())
     ],
 )
-def test_four_processes_under_torchrun_are_bit_equal_to_threads(options, tmp_path):
+def test_four_processes_under_torchrun_are_bit_equal_to_threads(options, tmp_path, pool):
     words = [
         f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}")
         for k, v in (SMALL | SHAPE | options).items()
     ]
-    done = torchrun(
+    done = pool(
         4,
         "-m",
         "glasscluster",

@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from test_torchrun import torchrun
 
 from glasscluster.base.errors import OutOfMemory
 from glasscluster.model.kernels.flash.operators import flash_attention
@@ -360,17 +359,16 @@ def test_a_dry_recording_is_the_real_one(kind, u, dtype, recompute):
 
 
 @pytest.mark.ray
-def test_on_ray_s_actors_it_is_the_same_to_the_bit():
-    with Cluster("classroom", 4, "ray") as cluster:
-        for kind, u in (*((k, 1) for k in (*KINDS, "ulysses")), ("zigzag", 2)):
-            theirs, ours = cluster.run(attend, kind, u, 8, 4), ran(4, kind, u, 8, 4)
-            assert ours.graph.difference(theirs.graph) is None
-            for one, other in zip(ours.results, theirs.results, strict=True):
-                assert all(torch.equal(x, y) for x, y in zip(one["tensors"], other["tensors"], strict=True))
+def test_on_ray_s_actors_it_is_the_same_to_the_bit(actors):
+    for kind, u in (*((k, 1) for k in (*KINDS, "ulysses")), ("zigzag", 2)):
+        theirs, ours = actors(4).run(attend, kind, u, 8, 4), ran(4, kind, u, 8, 4)
+        assert ours.graph.difference(theirs.graph) is None
+        for one, other in zip(ours.results, theirs.results, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(one["tensors"], other["tensors"], strict=True))
 
 
 @pytest.mark.torchrun
-def test_under_torchrun_it_is_one_device_s_attention(tmp_path):
+def test_under_torchrun_it_is_one_device_s_attention(tmp_path, pool):
     script = tmp_path / "works.py"
     script.write_text(
         "from glasscluster import Cluster\n"
@@ -381,20 +379,20 @@ def test_under_torchrun_it_is_one_device_s_attention(tmp_path):
         "        if cluster.leader:\n"
         "            print(kind, u, max(error(run, truth(B, 8, 4, S))) <= 1e-12)\n"
     )
-    done = torchrun(4, str(script), cwd=tmp_path)
+    done = pool(4, str(script), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [line.split()[-1] for line in done.stdout.strip().splitlines()] == ["True"] * 5
 
 
 # ---- torch's own -------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
+def theirs(tmp_path_factory, pool):
     """torch.distributed.tensor.experimental.context_parallel knows CUDA kernels only; the ring inside it
     takes any, here the CPU's.
     """
     folder = tmp_path_factory.mktemp("context")
     names = ("torch_ring", "torch_zigzag")
-    done = torchrun(4, str(Path(__file__).parent / "oracle_worker.py"), str(folder), *names, cwd=folder)
+    done = pool(4, str(Path(__file__).parent / "oracle_worker.py"), str(folder), *names, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return {name: load_file(folder / f"{name}.safetensors") for name in names}
 

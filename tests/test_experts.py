@@ -635,9 +635,8 @@ def test_balanced_is_as_equal_as_can_be():
 
 
 @pytest.mark.ray
-def test_ray_actors_agree():
-    config = shape(experts=6, capacity_factor=0.75)
-    with Cluster("classroom", 3, "ray", timeout_s=60) as cluster:
-        run = cluster.run(program, config, {"dp": 3}, 3, 6, {})
-    assert max(errors(run, config, {"dp": 3}, 3, 6).values()) <= EXACT
-    assert run.graph.difference(spread(config, {"dp": 3}, 3, 6).graph) is None
+def test_ray_actors_agree(actors):
+    config = shape(experts=8, capacity_factor=0.75)
+    run = actors(4).run(program, config, {"dp": 4}, 4, 8, {})
+    assert max(errors(run, config, {"dp": 4}, 4, 8).values()) <= EXACT
+    assert run.graph.difference(spread(config, {"dp": 4}, 4, 8).graph) is None

@@ -206,6 +206,7 @@ def test_the_star_is_timed_and_trains_as_one_device_does(extended):
 
 
 @pytest.mark.ray
+@pytest.mark.soak  # test_own_algorithm.py trains with another file on actors
 def test_the_star_trains_on_ray_actors_to_the_same_bits_as_on_threads(extended):
     (command,) = [c for c in EXAMPLES["collective"].commands if re.search(r"--backend\s+ray", c)]
     code, answer = run(extended.home, [command])[command]

@@ -418,9 +418,9 @@ ALSO = [
 ]
 
 
-PAGES = [  # every sixth lesson's in `make test`, all in `make soak`: what they are made of is the same
+PAGES = [  # every twelfth lesson's in `make test`, all in `make soak`: what they are made of is the same
     pytest.param(
-        id_, marks=[pytest.mark.xdist_group(f"lesson {id_}"), *([pytest.mark.soak] if i % 6 else [])]
+        id_, marks=[pytest.mark.xdist_group(f"lesson {id_}"), *([pytest.mark.soak] if i % 12 else [])]
     )
     for i, id_ in enumerate(LESSONS)
 ]
@@ -476,7 +476,7 @@ def test_the_same_seed_gives_the_same_bytes(reports, tmp_path):
 @pytest.mark.parametrize(
     "id_", ["C3", *(pytest.param(id_, marks=pytest.mark.soak) for id_ in ("E1", "C7", "E8"))]
 )
-def test_a_lesson_runs_the_same_on_ray_actors(id_, labs):
+def test_a_lesson_runs_the_same_on_ray_actors(id_, labs, shared_ray):
     taught = taught_lesson(id_)
     on_ray = perform(taught, Lab(taught, "ray", taught.hardware, timeout_s=60), {})
     assert on_ray.ok

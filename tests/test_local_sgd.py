@@ -87,9 +87,9 @@ def test_the_same_bits_in_any_order_of_threads_and_the_same_events_without_data(
 
 
 @pytest.mark.ray
-def test_on_ray_actors_the_same_bits():
+def test_on_ray_actors_the_same_bits(actors):
     job, outer = job_of(2, "adamw", 4), Outer(2, 0.7, 0.9)
-    there, here = run_of(job, outer, "ray", timeout_s=60), run_of(job, outer)
+    there, here = actors(2).run(local_sgd.train_locally, job, outer), run_of(job, outer)
     assert all(
         torch.equal(a, b) for a, b in zip(there.results[0].weights, here.results[0].weights, strict=True)
     )

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from helpers import run_plan
 from oracle_worker import BUCKET, CUT, SHAPE, mlp_input
 from safetensors.torch import load_file
-from test_torchrun import torchrun
 
 from glasscluster.model.gpt import GPTStage
 from glasscluster.sim.run import Cluster
@@ -30,10 +29,10 @@ ORACLES = ("ddp", "fsdp", *PIPELINES, "dtensor_mlp")
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
+def theirs(tmp_path_factory, pool):
     """Gradients by oracle: two gloo processes run all of them."""
     folder = tmp_path_factory.mktemp("oracles")
-    done = torchrun(2, WORKER, str(folder), *ORACLES, cwd=folder)
+    done = pool(2, WORKER, str(folder), *ORACLES, cwd=folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return {name: load_file(folder / f"{name}.safetensors") for name in ORACLES}
 
@@ -83,13 +82,13 @@ STATEFUL = {
 
 
 @pytest.fixture(scope="module")
-def stateful(tmp_path_factory):
+def stateful(tmp_path_factory, pool):
     """Gradients, weights after a step and what ranks hold, by oracle: two gloo processes, and four for two by
     two.
     """
     folder = tmp_path_factory.mktemp("stateful")
     for n, names in ((2, [n for n in STATEFUL if n != "hsdp"]), (4, ["hsdp"])):
-        done = torchrun(n, WORKER, str(folder), *names, cwd=folder)
+        done = pool(n, WORKER, str(folder), *names, cwd=folder)
         assert done.returncode == 0, done.stderr[-4000:]
     return {name: load_file(folder / f"{name}.safetensors") for name in STATEFUL}
 
@@ -154,12 +153,12 @@ def test_dtensor_s_column_and_row_parallel_mlp_is_ours(theirs):
 
 
 @pytest.fixture(scope="module")
-def cut(tmp_path_factory):
+def cut(tmp_path_factory, pool):
     """The whole GPT in torch's modules, cut by DTensor's `parallelize_module` over two gloo processes: loss
     and gradients, by case.
     """
     folder = tmp_path_factory.mktemp("cut")
-    done = torchrun(2, WORKER, str(folder), *CUT, cwd=folder)
+    done = pool(2, WORKER, str(folder), *CUT, cwd=folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return {name: load_file(folder / f"{name}.safetensors") for name in CUT}
 
@@ -229,7 +228,7 @@ def program(gpu):
                 worst = max(worst, float((ours - theirs).abs().max()) if ours.numel() else 0.0)
     return worst
 
-with Cluster("classroom", 3, "torchrun") as cluster:
+with Cluster("classroom", 4, "torchrun") as cluster:
     run = cluster.run(program)
     if cluster.leader:
         assert max(run.results) <= 1e-14, run.results
@@ -237,9 +236,9 @@ with Cluster("classroom", 3, "torchrun") as cluster:
 """
 
 
-def test_gloo_s_own_collectives_agree_with_our_rings(tmp_path):
+def test_gloo_s_own_collectives_agree_with_our_rings(tmp_path, pool):
     script = tmp_path / "native.py"
     script.write_text(NATIVE)
-    done = torchrun(3, str(script), cwd=tmp_path)
+    done = pool(4, str(script), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "agreed" in done.stdout

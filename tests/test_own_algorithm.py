@@ -164,17 +164,15 @@ def test_a_plan_names_the_file_by_its_whole_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.ray
-def test_ray_actors_load_the_file_and_train_to_the_same_bits_as_threads(toy, tmp_path, monkeypatch):
+def test_ray_actors_load_the_file_and_train_to_the_same_bits_as_threads(toy, tmp_path, monkeypatch, actors):
     monkeypatch.chdir(tmp_path)
     plan = make_plan(dp=2, tp=2, algorithm="toy.py:by-the-first", precision="fp64")
     job = Job(plan, make_model("tiny", **MODEL), steps=2, capture=True)
     monkeypatch.chdir("/")
-    found = {}
-    for backend in ("threads", "ray"):
-        with Cluster("classroom", plan.gpus, backend, memory_bytes=None) as cluster:
-            found[backend] = cluster.run(train_rank, job, record=False).results
-    assert check.digest(found["ray"]) == check.digest(found["threads"])
-    assert worst(check.compare(found["ray"], check.reference_for(job), plan)) <= 1e-10
+    threads = Cluster("classroom", plan.gpus, "threads", memory_bytes=None)
+    here, there = (c.run(train_rank, job, record=False).results for c in (threads, actors(plan.gpus)))
+    assert check.digest(there) == check.digest(here)
+    assert worst(check.compare(there, check.reference_for(job), plan)) <= 1e-10
 
 
 # ---- mistakes in the steps -----------------------------------------------------------------------------
@@ -205,11 +203,10 @@ def inner(work):
 """
 
 
-def run_mine(tmp_path, step, backend="threads"):
+def run_mine(tmp_path, step):
     (tmp_path / "mine.py").write_text(MINE.format(step=step))
     load_and_sum = f"{tmp_path}/mine.py:mine"
-    with Cluster("classroom", 3, backend, memory_bytes=None) as cluster:
-        return cluster.run(sum_by, load_and_sum).results
+    return Cluster("classroom", 3, memory_bytes=None).run(sum_by, load_and_sum).results
 
 
 def sum_by(gpu, algorithm):
@@ -301,7 +298,7 @@ def test_a_collective_with_a_wrong_result_gets_no_time(tmp_path, capsys, monkeyp
 
 
 @pytest.mark.ray
-def test_on_ray_a_program_s_own_algorithm_runs_and_a_mistake_in_a_file_names_its_line(tmp_path):
+def test_on_ray_a_program_s_own_algorithm_runs_and_a_mistake_in_a_file_names_its_line(tmp_path, actors):
     @collective("all_reduce", "of this program")
     def mine(work, x, op="sum"):
         y = x.clone()
@@ -314,7 +311,7 @@ def test_on_ray_a_program_s_own_algorithm_runs_and_a_mistake_in_a_file_names_its
             )
             work.reduce(x, z, op)
 
-    with Cluster("classroom", 3, "ray", memory_bytes=None) as cluster:
-        assert cluster.run(sum_by, "of this program").results == [[3.0] * 4] * 3
+    assert actors(2).run(sum_by, "of this program").results == [[1.0] * 4] * 2
+    (tmp_path / "mine.py").write_text(MINE.format(step="yield None"))
     with pytest.raises(InputError, match=r"mine\.py:7, in mine, yields None"):
-        run_mine(tmp_path, "yield None", "ray")
+        actors(2).run(sum_by, f"{tmp_path}/mine.py:mine")

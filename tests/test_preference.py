@@ -228,9 +228,9 @@ def test_rollout_and_training_are_on_one_timeline_and_take_turns():
 
 
 @pytest.mark.ray
-def test_ray_actors_play_the_roles():
+def test_ray_actors_play_the_roles(actors):
     job = job_of("grpo", iterations=2, placement=place("grpo", "rule", ("actor", "reference")))
-    run = run_of(job, "ray")
+    run = actors(job.ranks).run(tune_rank, job, info={"precision": job.precision})
     assert failed(tuning.equality_rows(job, run.results) + tuning.memory_rows(job, run.results)) == []
 
 

@@ -164,7 +164,7 @@ def test_an_announcement_changes_nothing_that_is_recorded(monkeypatch):
 
 
 @pytest.mark.ray
-def test_a_message_that_was_awaited_holds_its_buffer_no_longer_on_ray():
+def test_a_message_that_was_awaited_holds_its_buffer_no_longer_on_ray(actors):
     """A work may outlive its message, and what memory is counted depends on who holds the buffer."""
 
     def program(gpu):
@@ -176,5 +176,4 @@ def test_a_message_that_was_awaited_holds_its_buffer_no_longer_on_ray():
         del x
         return watched() is None, float(room.sum())
 
-    with Cluster("classroom", 2, "ray", timeout_s=60) as cluster:
-        assert cluster.run(program, record=False).results == [(True, 1000.0)] * 2
+    assert actors(2).run(program, record=False).results == [(True, 1000.0)] * 2

@@ -69,6 +69,8 @@ def stragglers(
     lab.figure("slowest", lambda lang: slowest_of_n(lab, times, lang))
     lab.figure("backup_workers_buy", lambda lang: backup_workers(lab, mean_steps, lang))
     grown: dict[str, Any] = {"slower": slower, "longer": longer, "slower_mean": slower / gpus}
+    waits = [1e3 * sum(gap.length for gap in line.gaps(slow_rank)) for line in (run.timeline, late)]
+    grown |= {"waits": waits[0], "waits_now": waits[1]}
     lab.tell("step_grows", view="tab=timeline&run=slow", slow_rank=slow_rank, **grown)
     idle = [sum(gap.length for gap in late.gaps(rank)) * 1e3 for rank in range(gpus)]
     lab.tell("slow_rank", view="tab=timeline&run=slow", idle_least=min(idle), idle_most=max(idle))

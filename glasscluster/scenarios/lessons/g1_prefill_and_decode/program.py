@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from glasscluster.base.errors import InputError
 from glasscluster.model.decoding import cache as caches
 from glasscluster.scenarios.jobs import generation as checks
 from glasscluster.scenarios.lab import Lab
@@ -74,8 +75,11 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
     """A small GPT generates with a cache, counted; then Llama 3 8B, recorded dry on one H100: prompts and
     batches on the roofline.
     """
-    generate_small(lab)
     llama = Llama()
+    if not 128 < context < llama.model.seq:  # 128 is the short context that it is compared with
+        rule = f"more than 128 tokens, and with the new one no more than {llama.model.seq:,}"
+        raise InputError("context", context, rule, [min(max(context, 129), llama.model.seq - 1)])
+    generate_small(lab)
     ridge, decode, prefill = llama.ridge, llama.decode(1, 128), llama.prefill(1, context)
     source = "989 TFLOP/s ÷ 3.35 TB/s"
     lab.row("ridge", 295, ridge, source, unit="FLOPs/byte", tolerance=0.5)
