@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.sources import cited, papers
+from glasscluster.base.sources import cited, papers, source_said
 from glasscluster.base.text import LANGUAGES
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import Lesson, TaughtLesson
@@ -350,6 +350,29 @@ def figures_drawn(taught: Lesson, lab: Any) -> Complaints:
     ]
 
 
+# names, and functions of a formula, which stay as they are
+KEPT = set(
+    "max min sum log base key value token rank router block worker server push pull dispatch combine".split()
+)
+KEPT |= set("logits bsh sbh epoch actor torch amp networkx roofline core allowed query".split())
+KEPT |= {"all-gather", "all-reduce", "lm-evaluation-harness"}
+
+
+def left_in_english(source: str) -> list[str]:
+    """The English words, of three letters and more, that a Chinese reader finds in a source."""
+    text = re.sub(r"\S*[#/_]\S*|\b\w+\.py\b|et al\.", " ", source_said(source).zh)
+    return [word for word in re.findall(r"(?<![\w-])[a-z][a-z-]{2,}(?![\w-])", text) if word not in KEPT]
+
+
+def chinese_sources(taught: Lesson, lab: Any) -> Complaints:
+    """What rows and formulas name as their source stands in Chinese, too: base/sources_zh.toml."""
+    sources = dict.fromkeys([taught.formula.source, *(row.source for row in lab.all_checks)])
+    return [
+        f"{source!r} is English: {left_in_english(source)}" for source in sources if left_in_english(source)
+    ]
+
+
 OF_A_RUN: dict[str, Callable[[Lesson, Any], Complaints]] = {
-    rule.__name__: rule for rule in (code_ran, answer_in_range, rows_held, own_story, figures_drawn)
+    rule.__name__: rule
+    for rule in (code_ran, answer_in_range, rows_held, own_story, figures_drawn, chinese_sources)
 }

@@ -18,7 +18,7 @@ from typing import Any
 from glasscluster.base.breakdown import BUSY
 from glasscluster.base.files import write_text
 from glasscluster.base.rows import tally
-from glasscluster.base.sources import Paper, cited, papers
+from glasscluster.base.sources import Paper, cited, papers, source_said
 from glasscluster.base.text import LANGUAGES, Said
 from glasscluster.sim.time.idle import possible_entries
 from glasscluster.visualize.figures import ledger
@@ -114,7 +114,16 @@ def _asked(lesson: LessonPage) -> dict[str, Any]:
 
 
 def titled(source: str) -> str:
-    """A source as HTML: every arXiv number in it says its paper's authors and title on hover."""
+    """A source as HTML, in both languages where they differ: every arXiv number in it says its paper's authors
+    and title on hover.
+    """
+    said = source_said(source)
+    if said.en == said.zh:
+        return _with_titles(source)
+    return "".join(f'<span lang="{lang}">{_with_titles(said.in_(lang))}</span>' for lang in ("en", "zh"))
+
+
+def _with_titles(source: str) -> str:
     known, text = papers(), escape(source)
     for id_ in cited(source):
         if id_ in known:
