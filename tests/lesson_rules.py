@@ -354,7 +354,7 @@ def figures_drawn(taught: Lesson, lab: Any) -> Complaints:
 KEPT = set(
     "max min sum log base key value token rank router block worker server push pull dispatch combine".split()
 )
-KEPT |= set("logits bsh sbh epoch actor torch amp networkx roofline core allowed query".split())
+KEPT |= set("logit logits bsh sbh epoch actor torch amp networkx roofline core allowed query".split())
 KEPT |= {"all-gather", "all-reduce", "lm-evaluation-harness"}
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve()
-LOOK_S, MOST_S = 0.01, 200.0
+LOOK_S, MOST_S = 0.05, 200.0
 
 
 class Pool:
@@ -56,7 +56,7 @@ class Pool:
         begun = time.monotonic()
         while not all(end.exists() for end in ends):
             if self.jobs[processes].poll() is not None or time.monotonic() - begun > MOST_S:
-                self.jobs.pop(processes).kill()
+                self.jobs.pop(processes).terminate()  # the agent ends its processes
                 missing = [rank for rank, end in enumerate(ends) if not end.exists()]
                 log = (task.parent / "log").read_text()[-2000:]
                 return self._done(task, f"\nranks {missing} did not end; the job wrote:\n{log}", 1)
