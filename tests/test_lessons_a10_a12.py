@@ -1,0 +1,121 @@
+"""Norms compared, and why several heads: every row can fail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from glasscluster.scenarios.lab import Lab, perform
+from glasscluster.scenarios.lesson import taught_lesson
+from glasscluster.scenarios.lessons.a10_norms_compared import program as a10
+
+LEARNT = {"pre_below_post", "post_counts", "warm_up", "ended"}
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Leaves training and models out: what is tested are the other rows."""
+    monkeypatch.setattr(a10, "trained", lambda *_: torch.zeros(4, 3))
+    monkeypatch.setattr(a10, "born", lambda *_: [1.0, 1.0])
+
+
+def failed(
+    id_: str, leave_out: frozenset[str] | set[str] = frozenset(), **options: Any
+) -> set[tuple[str, str]]:
+    """The key and the name of every row that failed."""
+    taught = taught_lesson(id_)
+    checks = perform(taught, Lab(taught, "threads", taught.hardware), options).checks
+    return {
+        (r.key, r.name.en.split(":")[0]) for r in checks if r.verdict == "failed" and r.key not in leave_out
+    }
+
+
+NOT_HERE = LEARNT | {"batch_is_steepest", "rms_and_layer"}
+
+
+def test_a_statistic_over_other_elements_fails_the_rows_of_its_norm_alone(monkeypatch, untrained):
+    assert not failed("A10", NOT_HERE)
+    layers = a10.Norm(over=(0, 3))  # a token's features in all sequences
+    with monkeypatch.context() as patch:
+        patch.setitem(a10.NORMS, "layer", layers)
+        found = failed("A10", NOT_HERE)
+        assert found == {
+            (key, "LayerNorm") for key in ("reach", "other_sequences", "alone", "away_from_torch")
+        }
+    with monkeypatch.context() as patch:
+        patch.setitem(a10.NORMS, "group", a10.Norm(over=(1, 3), grouped=True))
+        found = failed("A10", NOT_HERE)
+        keys = ("reach", "earlier_tokens", "padding", "away_from_torch")
+        assert found == {(key, "GroupNorm of a token") for key in keys}
+    with monkeypatch.context() as patch:  # each place of a sequence has a mean of its own
+        patch.setitem(a10.NORMS, "batch", a10.Norm(over=(0,)))
+        keys = {"reach", "other_sequences", "earlier_tokens", "padding", "away_from_torch"}
+        assert {key for key, name in failed("A10", NOT_HERE) if name == "BatchNorm"} == keys
+    with (
+        monkeypatch.context() as patch
+    ):  # the mean stays in RMSNorm's place, and a bias of eps in ScaleNorm's
+        patch.setitem(a10.NORMS, "rms", a10.Norm(over=(3,), weights="γ"))
+        patch.setitem(a10.NORMS, "scale", a10.Norm(over=(3,), centred=False, weights="g"))
+        assert failed("A10", NOT_HERE) == {("away_from_torch", "RMSNorm"), ("away_from_torch", "ScaleNorm")}
+
+
+def test_a_backward_without_its_second_mean_fails_every_norm_that_is_centred(monkeypatch, untrained):
+    honest = a10.backward
+
+    def half(norm: a10.Norm, *rest: Any) -> Any:
+        return honest(a10.Norm(norm.over, norm.grouped, False, norm.weights, norm.eps), *rest)
+
+    monkeypatch.setattr(a10, "backward", half)
+    centred = ("BatchNorm", "LayerNorm", "GroupNorm of a token", "GroupNorm of a sequence")
+    assert failed("A10", NOT_HERE) == {("away_from_torch", name) for name in centred}
+
+
+def test_averages_that_are_not_those_of_training_a_token_that_is_taken_and_a_weight_too_many_fail(
+    monkeypatch, untrained
+):
+    honest_output, honest_torchs = a10.output, a10.torchs
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            a10, "output", lambda name, *rest: honest_output("batch" if "running" in name else name, *rest)
+        )
+        keys = {"reach", "other_sequences", "earlier_tokens", "padding", "alone"}
+        assert failed("A10", NOT_HERE) == {(key, "BatchNorm at inference") for key in keys}
+    with monkeypatch.context() as patch:
+        patch.setitem(a10.NORMS, "batch", a10.Norm(over=(0, 1), centred=False))
+        assert ("one_token", "BatchNorm of one token") in failed("A10", NOT_HERE)
+    with monkeypatch.context() as patch:
+
+        def other(name: str, h: int, groups: int) -> Any:
+            return honest_torchs({"rms": "layer"}.get(name, name), h, groups)
+
+        patch.setattr(a10, "torchs", other)
+        patch.setattr(a10, "away_from_torch", lambda *_: 0.0)
+        assert failed("A10", NOT_HERE) == {("weights", "RMSNorm")}
+    with monkeypatch.context() as patch:
+        forward = torch.nn.BatchNorm1d.forward
+        patch.setattr(torch.nn.BatchNorm1d, "forward", lambda self, x: x if len(x) == 1 else forward(self, x))
+        assert ("refused", "torch's BatchNorm refuses one token") in failed("A10", NOT_HERE)
+
+
+def test_post_norm_in_pre_norm_s_place_and_other_gradients_fail_what_was_learnt(monkeypatch):
+    pre, post = torch.full((4, 3), 3.0), torch.full((4, 3), 3.25)
+    losses = {("pre", 2): pre, ("post", 2): pre, ("pre", 6): pre, ("post", 6): post}
+    monkeypatch.setattr(a10, "counting_bytes", lambda *_: [3.2] * 3)
+    monkeypatch.setattr(a10, "born", lambda name, *_: [6.0, 1.0] if name == "batch" else [2.0, 1.0])
+
+    def rows(**instead: Any) -> set[str]:
+        monkeypatch.setattr(
+            a10, "trained", lambda place, depth, *_: instead.get(f"{place}{depth}", losses[place, depth])
+        )
+        return {key for key, _ in failed("A10")}
+
+    assert rows() == set()
+    assert rows(pre6=post, post6=pre) == {"pre_below_post", "post_counts"}
+    assert rows(post2=pre - 0.2) == {"ended"}
+    warm = post.clone()
+    warm[-1] = 3.1
+    assert rows(post6=warm) == {"warm_up"}
+    monkeypatch.setattr(a10, "born", lambda name, *_: [6.0, 2.0] if name == "rms" else [2.0, 1.0])
+    assert rows() == {"rms_and_layer", "batch_is_steepest"}
