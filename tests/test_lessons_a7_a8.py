@@ -20,6 +20,10 @@ PLACES = (
     "numbers lost by going on with 3 ranks instead of 4",
     "numbers read twice by going on with 3 ranks instead of 4",
 )
+OWN_PLACES = {
+    f"numbers {what} if 4 ranks had saved places of their own and {others} went on"
+    for what, others in (("read twice", 3), ("never read", 8))
+}
 OTHER = "rows that are not those of a run without the stop, 3 ranks"
 
 
@@ -97,6 +101,10 @@ def test_other_shares_repeated_rows_and_a_wrong_place_to_go_on_from_fail_a8(fail
         patch.setattr(a8, "read_on", early)  # from one step too early
         assert failed("A8", seq=512) == {*PLACES, OTHER}
     with monkeypatch.context() as patch:
+        places = a8.own_places  # of ranks that go on one row too early
+        patch.setattr(a8, "own_places", lambda ranks, others, place: places(ranks, others, place - 1))
+        assert failed("A8", seq=512) == OWN_PLACES
+    with monkeypatch.context() as patch:
         patch.setattr(sampler, "permuted", lambda place, size, key: key % size if 100 < size < 700 else place)
         assert "rows read twice within an epoch" in failed("A8", seq=512)
     monkeypatch.setattr(Sampler, "quotas", [60, 30, 10])
@@ -107,6 +115,6 @@ def test_other_shares_repeated_rows_and_a_wrong_place_to_go_on_from_fail_a8(fail
 
 
 def test_what_ranks_with_places_of_their_own_would_lose_or_repeat():
-    assert a8.own_places(4, 4, 3, 5) == (0, 0)
-    assert a8.own_places(4, 3, 3, 3) == (9, 0)
-    assert a8.own_places(4, 8, 3, 3) == (0, 36)
+    assert a8.own_places(4, 4, 15) == (0, 0)
+    assert a8.own_places(4, 3, 9) == (9, 0)
+    assert a8.own_places(4, 8, 9) == (0, 36)

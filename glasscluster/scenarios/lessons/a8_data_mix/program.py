@@ -37,13 +37,20 @@ NAMES = ("python", "english", "chinese")
 WEIGHTS = (0.7, 0.2, 0.1)
 
 
-def own_places(ranks: int, others: int, each: int, steps: int) -> tuple[int, int]:
-    """Count the faults if every rank saved its own place and a different number of ranks resumed there.
+def own_places(ranks: int, others: int, place: int) -> tuple[int, int]:
+    """Count the faults if rank r of R read numbers r, r + R, r + 2R, ..., saved how many it had read, and a
+    different number of ranks resumed there.
 
-    Returns how many numbers would be read twice, and how many never.
+    Args:
+        ranks: before the stop.
+        others: ranks that go on.
+        place: rows that each rank has read.
+
+    Returns:
+        How many numbers would be read twice, and how many never.
     """
-    before = {place * ranks + rank for rank in range(ranks) for place in range(each * steps)}
-    start = each * steps * others  # rank r of the others goes on with its own `each·steps`-th number
+    before = {n * ranks + rank for rank in range(ranks) for n in range(place)}
+    start = place * others  # rank r of the others goes on with its own `place`-th number
     return len(before & set(range(start, start + len(before)))), len(set(range(start)) - before)
 
 
@@ -74,7 +81,8 @@ def data_mix(lab: Lab, ranks: int = 4, others: int = 3, stopped: int = 3, seq: i
     check_the_stop(lab, order, samples(before) + samples(after), ranks, others)
     epochs = [many / size for many, size in zip(counted, order.sizes, strict=True)]
     share = [size / sum(order.sizes) for size in order.sizes]
-    lab.ask("epochs", epochs[2], "epochs", chinese=order.sizes[2], total=total)
+    rows: dict[str, Any] = dict(zip(NAMES, order.sizes, strict=True))
+    lab.ask("epochs", max(epochs), total=total, **rows)
     figures_of_sources(lab, order, epochs, counted, total)
     lab.figure("who_reads_which", lambda lang: who_reads_which(lab, before, after, batch, lang))
 
@@ -85,13 +93,13 @@ def data_mix(lab: Lab, ranks: int = 4, others: int = 3, stopped: int = 3, seq: i
     lab.tell("small_sources", epochs_english=epochs[1], epochs_chinese=epochs[2])
     sizes: dict[str, Any] = {"ranks": ranks, "others": others}
     lab.tell("stopped", view="tab=ledger", stopped=stopped, **sizes, read=read_so_far)
-    repeated, _ = own_places(ranks, others, batch // ranks, stopped)
-    _, skipped = own_places(ranks, 2 * ranks, batch // ranks, stopped)
-    lab.tell("own_places", others=others, repeated=repeated, workers=2 * ranks, skipped=skipped)
+    places = check_own_places(lab, ranks, others, batch // ranks * stopped)
+    lab.tell("own_places", **places)
     loss = float(trained.run.results[-1].losses[0])
     lab.tell("first_step", view="tab=checks&run=mixed", ranks=ranks, loss=loss)
-    lab.conclude(epochs_chinese=epochs[2], epochs_python=epochs[0], **sizes)
+    lab.conclude(**read_by_source, **sizes)
     lab.explain()
+    lab.card(**places, ranks=ranks)
     lab.own_number(**read_by_source)
 
 
@@ -123,6 +131,17 @@ def check_the_stop(lab: Lab, order: Any, rows: list[Any], ranks: int, others: in
     lab.row("other_rows", 0, different, "the n-th row is a function of n", unit="rows", others=others)
 
 
+def check_own_places(lab: Lab, ranks: int, others: int, place: int) -> dict[str, Any]:
+    """Check what would be read twice or never if ranks saved places of their own; returns these numbers."""
+    workers = 2 * ranks
+    repeated, skipped = own_places(ranks, others, place)[0], own_places(ranks, workers, place)[1]
+    source, twice = "rank r of R reads r, r + R, r + 2R, ...", place * max(0, ranks - others)
+    sizes: dict[str, Any] = {"unit": "rows", "ranks": ranks}
+    lab.row("own_places_twice", twice, repeated, source, others=others, **sizes)
+    lab.row("own_places_never", place * (workers - ranks), skipped, source, others=workers, **sizes)
+    return {"repeated": repeated, "skipped": skipped, "workers": workers, "place": place, "others": others}
+
+
 def figures_of_sources(lab: Lab, order: Any, epochs: list[float], counted: list[int], total: int) -> None:
     """Draw the epochs of each source, and its share of the text beside its share of the samples."""
     expected = [weight * total / size for weight, size in zip(WEIGHTS, order.sizes, strict=True)]
@@ -149,7 +168,7 @@ def figures_of_sources(lab: Lab, order: Any, epochs: list[float], counted: list[
 def who_reads_which(lab: Lab, before: Any, after: Any, batch: int, lang: str) -> Any:
     """Draw a row for each rank: the numbers of the samples that it reads, coloured by source."""
     stopped = len(before.results[0])
-    title_before = lab.word("table_before", lang, ranks=len(before.results), before=stopped - 1)
+    title_before = lab.word("table_before", lang, ranks=len(before.results), stopped=stopped)
     title_after = lab.word("table_after", lang, others=len(after.results), read=stopped * batch)
     tables = []
     for title, run, first in ((title_before, before, 0), (title_after, after, stopped)):
