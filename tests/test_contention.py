@@ -309,9 +309,12 @@ def test_a_history_that_grows_many_times_is_the_same(monkeypatch):
 def test_a_recording_that_is_relabelled_round_the_ring_is_what_every_rank_would_have_recorded():
     from glasscluster.scenarios.jobs.collective import one_collective
 
-    for n, operation in ((2, "all_reduce"), (5, "all_reduce"), (6, "reduce_scatter"), (7, "all_gather")):
-        size, hw = 12 * n, hardware("classroom")
-        graphs = []
+    operations = ("all_reduce", "reduce_scatter", "all_gather")
+    cases = [
+        (n, size, op) for n in (2, 3, 5, 7) for size in (n, n + 1, 3 * n - 1, 12 * n) for op in operations
+    ]
+    for n, size, operation in cases:
+        hw, graphs = hardware("classroom"), []
         for ring_bytes in (None, size):
             cluster = Cluster(hw, n, "dry", memory_bytes=None, ring_bytes=ring_bytes)
             graphs.append(cluster.run(one_collective, operation, "ring", size, {}).graph)

@@ -121,3 +121,29 @@ def test_a_large_model_says_its_size_before_it_begins(tmp_path, capsys, monkeypa
     assert "error" not in json.loads(out)
     sizes = [i for i, line in enumerate(err.splitlines()) if "this is large: 220,544 parameters, at" in line]
     assert sizes == ([] if why == "neither" else [1])  # behind the line with the command's name
+
+
+def test_a_recording_larger_than_the_machine_s_memory_is_refused_from_its_first_ranks(monkeypatch, capsys):
+    monkeypatch.setattr(limits, "machine_bytes", lambda: 10**6)
+    code, _, err = said(capsys, "collective all-reduce --gpus 40 --size 1MiB")  # a ring: one rank is recorded
+    assert code == 2
+    # of each rank 78 sends and receives, 39 additions, a launch and an end
+    assert "gpus = 40: needs at least 0.00394 GB of a recording of 7,880 events" in err
+    code, _, err = said(capsys, "collective all-reduce --algorithm direct --gpus 40 --size 1MiB")
+    assert (code, "recording of" in err) == (2, True)
+    code, _, err = said(capsys, "predict --layers 2 --hidden 16 --heads 2 --seq 16 --dp 40")
+    assert (code, "recording of" in err) == (2, True)
+    # a root does far more than the others, which is not taken for what every rank does
+    assert said(capsys, "collective broadcast --algorithm direct --gpus 64 --size 1MiB")[0] == 0
+    assert said(capsys, "collective all-reduce --gpus 8 --size 1MiB")[0] == 0
+
+
+def test_a_long_recording_says_how_far_it_is(monkeypatch, capsys):
+    from glasscluster.sim.ranks.backends import dry
+
+    monkeypatch.setattr(dry, "SAY_EVERY_S", 0.0)
+    for words in (
+        "collective all-reduce --algorithm direct --gpus 6 --size 1MiB",
+        "predict --layers 1 --dp 6",
+    ):
+        assert "recorded 4 of 6 ranks\n" in said(capsys, words)[2]

@@ -12,9 +12,15 @@ import torch
 
 from glasscluster import Cluster
 from glasscluster.base.errors import InputError
+from glasscluster.cli import main
+from glasscluster.sim.recording.events import BEGIN, COMPUTE, KINDS, LANES_PER_GROUP
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.recording.packed import FORMAT, load_packed, pack_graph
+from glasscluster.sim.recording.sound import IN_LANES
 from glasscluster.sim.time.replay import replay
+from glasscluster.strategies.job import Job, job_info
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.strategies.trainer import train_rank
 
 
 def program(gpu):
@@ -63,6 +69,95 @@ def test_a_number_that_points_nowhere_is_named(graph, tmp_path, name, value, wor
     changed(graph, tmp_path / "graph.npz", name, len(getattr(graph, name)) // 2, value)
     with pytest.raises(InputError, match=words):
         ExecutionGraph.load(tmp_path / "graph.npz")
+
+
+def test_flops_that_take_no_time_are_named(graph, tmp_path):
+    """An event with FLOPs that is no compute is done at once: HFU was 46.7 on a changed file."""
+    flops = int(np.flatnonzero(graph.flops)[0])
+    for kind in range(len(KINDS)):
+        changed(graph, tmp_path / "graph.npz", "kind", flops, kind)
+        if kind == COMPUTE:
+            ExecutionGraph.load(tmp_path / "graph.npz")
+        else:
+            with pytest.raises(InputError, match=r"FLOPs and is a|no peer"):
+                ExecutionGraph.load(tmp_path / "graph.npz")
+    for row in np.flatnonzero(graph.kind != COMPUTE).tolist():
+        changed(graph, tmp_path / "graph.npz", "flops", row, 1)
+        with pytest.raises(InputError, match="1 FLOPs and is a"):
+            ExecutionGraph.load(tmp_path / "graph.npz")
+
+
+def test_a_lane_holds_what_it_is_for(graph, tmp_path):
+    """Else work would be done beside a lane's other work, at the same time."""
+    refused, rows = 0, np.unique(np.stack([graph.kind, graph.lane]), axis=1, return_index=True)[1]
+    for row in rows.tolist():
+        right = [
+            lane
+            for lane in range(13)
+            if (graph.kind[row] == COMPUTE) == (lane == 0)
+            and (lane == 0 or graph.kind[row] in IN_LANES[(lane - 1) % LANES_PER_GROUP])
+        ]
+        assert int(graph.lane[row]) in right
+        for lane in {*range(13)} - {*right}:
+            changed(graph, tmp_path / "graph.npz", "lane", row, lane)
+            with pytest.raises(InputError, match="which is for others"):
+                ExecutionGraph.load(tmp_path / "graph.npz")
+            refused += 1
+    assert refused > 8 * len(rows) > 40
+
+
+def test_a_collective_was_launched(graph, tmp_path):
+    """Else the replay looks for its launch, and finds none."""
+    inside = np.flatnonzero((graph.sequence >= 0) & (graph.kind != BEGIN))
+    assert len(inside)
+    for row in inside.tolist():
+        changed(graph, tmp_path / "graph.npz", "sequence", row, 7)
+        with pytest.raises(InputError, match="never launched collective 7"):
+            ExecutionGraph.load(tmp_path / "graph.npz")
+
+
+SAID = {"model_flops": 2e6, "causal_flops": 1.5e6, "tokens": 3}
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        *({name: wrong} for name in SAID for wrong in (-1, float("nan"), float("inf"), "a", [], {}, True)),
+        {"model_flops": 1e6},  # less than a mask lets see
+    ],
+    ids=str,
+)
+def test_what_a_file_says_of_its_job_is_looked_at(tmp_path, info):
+    graph = Cluster("classroom", 2).run(program, info=SAID).graph
+    graph.save(tmp_path / "graph.npz")
+    ExecutionGraph.load(tmp_path / "graph.npz")
+    graph.info |= info
+    graph.save(tmp_path / "graph.npz")
+    with pytest.raises(InputError, match="info says"):
+        ExecutionGraph.load(tmp_path / "graph.npz")
+
+
+def test_a_job_of_more_flops_than_its_gpus_can_do_is_refused(tmp_path):
+    for needs, code in (({"model_flops": 1e3}, 0), ({"model_flops": 1e30}, 2)):
+        Cluster("classroom", 2).run(program, info=needs).graph.save(tmp_path / "graph.npz")
+        with pytest.raises(SystemExit) as end:
+            main(["replay", str(tmp_path / "graph.npz")])
+        assert end.value.code == code
+
+
+def test_flops_that_are_not_the_model_s_are_refused(tmp_path, capsys):
+    job = Job(make_plan(dp=2), make_model("tiny", layers=1), steps=1)
+    graph = Cluster("classroom", 2, "dry").run(train_rank, job, info=job_info(job)).graph
+    for name in ("nothing", "model_flops", "causal_flops", "tokens", "model"):
+        kept = dict(graph.info)
+        graph.info |= {name: {} if name == "model" else kept.get(name, 0) + 1}
+        graph.save(tmp_path / "graph.npz")
+        graph.info |= kept
+        with pytest.raises(SystemExit) as end:
+            main(["replay", str(tmp_path / "graph.npz")])
+        err = capsys.readouterr().err
+        right = {"model": "", "tokens": "a step of its model needs"}.get(name, f"info says {name} =")
+        assert (end.value.code, right in err) == ((0, False) if name == "nothing" else (2, True)), (name, err)
 
 
 def test_dependencies_that_point_forward_are_named(graph, tmp_path):
@@ -131,7 +226,10 @@ for case in range(cases):
     np.savez(source + ".changed.npz", **arrays)
     try:
         timeline = replay(ExecutionGraph.load(source + ".changed.npz"), "classroom")
-        assert timeline.makespan >= 0
+        said = timeline.summary()
+        assert said["makespan_s"] >= 0
+        assert 0 <= said["hfu"] <= 1 + 1e-9, said
+        assert all(seconds >= -1e-12 for seconds in said["breakdown_s"].values()), said
     except InputError:
         refused += 1
 print(refused)

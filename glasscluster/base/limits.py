@@ -33,6 +33,7 @@ LARGEST = {
     "patch_size": 1 << 12,
 }
 ACTOR_BYTES = 150 << 20  # that a Ray actor with torch takes at least
+EVENT_BYTES = 500  # that an event takes at least while a graph is built from a dry recording and replayed
 
 
 def check_numbers(values: Mapping[str, object]) -> None:
@@ -100,6 +101,20 @@ def check_bytes(field: str, value: object, needed: int, what: str, instead: str)
     if memory is not None and needed > memory:
         rule = f"needs at least {written_gb(needed)} of {what}, and this machine has {written_gb(memory)}"
         raise InputError(field, value, f"{rule}; {instead}")
+
+
+def check_events(gpus: int, events: int) -> None:
+    """Refuse a dry recording that this machine's memory cannot hold.
+
+    Args:
+        gpus: ranks that are recorded.
+        events: that they record at least, all together.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    instead = "ask for fewer GPUs, or a smaller model or batch"
+    check_bytes("gpus", gpus, events * EVENT_BYTES, f"a recording of {events:,} events", instead)
 
 
 def written_gb(number: int) -> str:

@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
 DEVICES = ("cpu", "cuda")
 BACKENDS = ("ray", "threads", "torchrun", "dry")
-OPTIONS = ("seed", "device", "timeout_s", "eager_bytes", "compare", "ring_bytes")  # of all backends together
+OPTIONS = (
+    "seed",
+    "device",
+    "timeout_s",
+    "eager_bytes",
+    "compare",
+    "ring_bytes",
+    "say",
+)  # of all backends together
 
 
 class Backend(Protocol):
@@ -101,7 +109,8 @@ class Cluster:
             threads: that a rank may compute without a message (600).
             `eager_bytes` (threads only): a send of at most so many bytes does not wait for its receive; 0 by
             default, so every send waits. `compare`: False to run collectives without comparing first what
-            the ranks say of them (sim/ranks/agreement.py). `ring_bytes` (dry only): see `DryBackend`.
+            the ranks say of them (sim/ranks/agreement.py). `ring_bytes` and
+            `say` (dry only): see `DryBackend`.
 
     Raises:
         InputError: for hardware, a backend, a device or a number of GPUs that does not exist.

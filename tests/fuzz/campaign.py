@@ -87,32 +87,39 @@ class Worker:
         folder.mkdir()
         sheet.write(folder)
         (folder / ".in").write_bytes(sheet.stdin)
-        used, waited, looked = cpu_seconds(process.pid), 0.0, time.monotonic()
+        began, waited, looked = cpu_seconds(process.pid), 0.0, time.monotonic()
+        words, heard, silent = judge.Words(), 0.0, 0.0
         assert process.stdin is not None
         assert process.stdout is not None
         print(json.dumps({"folder": str(folder), "words": sheet.words}), file=process.stdin, flush=True)
-        stopped = None
+        stopped, slow = None, None
         while not select.select([process.stdout], [], [], 0.1)[0]:
             now = time.monotonic()
             waited += 0.0 if wants_to_run(process.pid) else now - looked
             looked = now
-            if cpu_seconds(process.pid) - used > judge.MOST_CPU_S:
+            used = cpu_seconds(process.pid) - began
+            if used > heard + 0.5 and words.new(read(folder / ".err")):
+                silent, heard = max(silent, used - heard), used
+            if resident_bytes(process.pid) > judge.MOST_BYTES:  # first: to fill memory takes time, too
+                stopped = f"memory: more than {judge.MOST_BYTES >> 30} GiB"
+            elif used - heard > judge.MOST_CPU_S or (used > judge.MOST_SLOW_S and not words.rises):
                 stopped = f"hang: more than {judge.MOST_CPU_S:g} s of work"
             elif waited > judge.MOST_WAIT_S:
                 stopped = f"hang: waits for more than {judge.MOST_WAIT_S:g} s"
-            elif resident_bytes(process.pid) > judge.MOST_BYTES:
-                stopped = f"memory: more than {judge.MOST_BYTES >> 30} GiB"
-            if stopped:
+            elif used > judge.MOST_SLOW_S:
+                slow = words.text
+            if stopped or slow:
                 break
         self.done += 1
-        line = "" if stopped else process.stdout.readline()
-        if not stopped and not line:
+        line = "" if stopped or slow else process.stdout.readline()
+        if not stopped and not slow and not line:
             stopped = f"crash: signal {-process.wait()}"
         answer: dict[str, Any] = json.loads(line) if line else {}
         out, err, table = (read(folder / name) for name in (".out", ".err", "rows.predicted.csv"))
-        if stopped:
+        if stopped or slow:
             self.stop()
-        return Ending(out=out, err=err, table=table, stopped=stopped, **answer)
+        silent = max(silent, answer.get("cpu_s", heard) - heard)
+        return Ending(out=out, err=err, table=table, stopped=stopped, slow=slow, silent_s=silent, **answer)
 
 
 def read(path: Path) -> str:
@@ -264,6 +271,7 @@ class Tally:
     ran: Counter[str] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
     failed: list[tuple[Case, list[str], Path]] = field(default_factory=list)
+    slow: list[str] = field(default_factory=list)  # what was stopped, and had said how far it was
     slowest: list[tuple[float, str]] = field(default_factory=list)
 
     def words(self) -> str:
@@ -271,6 +279,7 @@ class Tally:
         lines = [f"{sum(self.ran.values()):,} cases, {len(self.failed)} failed"]
         lines += [f"  {kind:17} {n:6,}" for kind, n in sorted(self.ran.items())]
         lines += [f"  exit {code}: {n:,}" for code, n in sorted(self.codes.items())]
+        lines += [f"  large: {text[:200]}" for text in self.slow]
         for case, said, path in self.failed:
             lines.append(f"{case.kind} {case.number} of seed {case.seed}: {'; '.join(said)}\n    {path}")
             lines += [f"    {m.nature}: {m.says[:120]}" for m in case.mutations]
@@ -296,7 +305,9 @@ def campaign(
             case = make(number, seed, only)
             ending, said = judged(worker, case)
             tally.ran[case.kind] += 1
-            tally.codes[str(ending.stopped or ending.code)] += 1
+            tally.codes["stopped, large" if ending.slow else str(ending.stopped or ending.code)] += 1
+            if ending.slow:
+                tally.slow.append(f"{case.kind} {number} of seed {seed}: {ending.slow}")
             tally.slowest = sorted([*tally.slowest, (ending.cpu_s, f"{case.kind} {number}")])[-10:]
             if ending.code == 0 and not said:
                 taken(case, ending)

@@ -11,11 +11,14 @@ from .sound import unsound, unsound_rows
 
 LONGEST_MESSAGE = 2000  # characters
 LONGEST_OUTPUT = 20_000  # characters on standard error, progress and all
-MOST_CPU_S, MOST_WAIT_S = 5.0, 60.0  # of its own work; of waiting, in which it would not run
+# Seconds of its own work without a word of how far it is; of waiting, in which it would not run; and of work
+# in all: what says again and again how far it is (12 of 2,000 ranks, 40 of 2,000 ranks) is large, no hang.
+MOST_CPU_S, MOST_WAIT_S, MOST_SLOW_S = 5.0, 60.0, 15.0
 MOST_BYTES = 2 << 30
 CODES = (0, 1, 2, 3)
 NAMED = re.compile(r"^([A-Z]\w+): (.+)$", re.DOTALL)
 NO_BAD_ROW = re.compile(r" 0 with an error|\"errors\": 0")
+HOW_FAR = re.compile(r"([0-9,]*[0-9]) of ([0-9,]*[0-9])")
 OF_A_FIELD = re.compile(r"^\S.{0,300}? = ", re.DOTALL)
 
 
@@ -29,8 +32,29 @@ class Ending:
     escaped: str | None = None  # a traceback that left main()
     stopped: str | None = None  # hang, crash or memory, by whom watched it
     cpu_s: float = 0.0
+    silent_s: float = 0.0  # the longest stretch of that without a word of how far it is
+    slow: str | None = None  # stopped, though it went on and said how far it was: not judged
     peak_bytes: int = 0
     table: str = ""  # the predictions that `predict --csv` wrote
+
+
+class Words:
+    """Listens to what a command says of how far it is: a word is a number that rises, of the same whole."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, int] = {}
+        self.rises, self.text = 0, ""
+
+    def new(self, err: str) -> bool:
+        """Whether standard error says more than it did."""
+        more = False
+        for line in err.splitlines():
+            for match in HOW_FAR.finditer(line):
+                whole, number = f"{line[: match.start()]} of {match[2]}", int(match[1].replace(",", ""))
+                if number > self.last.get(whole, -1):
+                    self.rises += whole in self.last
+                    self.last[whole], self.text, more = number, line, True
+        return more
 
 
 def in_numbers(case: Case, ending: Ending) -> Case | None:
@@ -44,6 +68,8 @@ def in_numbers(case: Case, ending: Ending) -> Case | None:
 
 def faults(case: Case, ending: Ending) -> list[str]:
     """What is wrong with an ending, in words; empty where nothing is."""
+    if ending.slow:
+        return []
     if ending.stopped:
         return [ending.stopped]
     if ending.escaped:
@@ -57,8 +83,8 @@ def faults(case: Case, ending: Ending) -> list[str]:
         found.append("a warning of Python's on the screen")
     if ending.code not in CODES:
         found.append(f"exit code {ending.code}")
-    if ending.cpu_s > MOST_CPU_S:
-        found.append(f"took {ending.cpu_s:.1f} s")
+    if ending.silent_s > MOST_CPU_S:
+        found.append(f"took {ending.silent_s:.1f} s without a word of how far it was")
     if ending.peak_bytes > MOST_BYTES:
         found.append(f"took {ending.peak_bytes / 2**30:.1f} GiB")
     if ending.code == 0 and case.nature == NONSENSE:

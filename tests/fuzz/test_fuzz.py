@@ -82,7 +82,12 @@ PLANTED = {  # what a broken command would do -> what the judge must say
     "sys.exit(7)": "exit code",
     "print('InputError: it is wrong', file=sys.stderr); sys.exit(2)": "names no field",
     "print('InputError: dp = 1: ' + 'x' * 3000, file=sys.stderr); sys.exit(2)": "a message of",
-    "kept = bytearray(3 << 30)": "memory",
+    "import time; kept = bytearray(3 << 30); time.sleep(100)": "memory",
+    "kept = bytearray(3 << 30); del kept": "GiB",
+    "for i in range(10**9): i % 10**5 or print('12 of 2,000 ranks', file=sys.stderr)": "hang: more than",
+    "import itertools\nfor i in itertools.count(): i % 10**5 or print(f'1 of {i} ranks', file=sys.stderr)": (
+        "hang: more than"
+    ),
     "pass": "nonsense was taken",
 }
 
@@ -103,17 +108,47 @@ def broken(tmp_path_factory):
         patch.setenv("PYTHONPATH", str(folder))
         patch.setattr(judge, "MOST_CPU_S", 1.0)
         patch.setattr(judge, "MOST_WAIT_S", 3.0)
+        patch.setattr(judge, "MOST_SLOW_S", 4.0)
         with Worker() as one:
             yield one
 
 
-@pytest.mark.parametrize("planted", PLANTED, ids=list(PLANTED.values()))
-def test_the_judge_sees_a_planted_fault(planted, broken):
+def planted_case(code: str) -> Case:
     words = "collective all-reduce --gpus 4 --size 1MiB --json".split()
-    sheet = Sheet(words, {"planted.txt": planted.encode()})
-    case = Case("command line", 0, 0, sheet, [Mutation("planted", NONSENSE)])
-    said = faults(case, broken.run(sheet))
+    sheet = Sheet(words, {"planted.txt": code.encode()})
+    return Case("command line", 0, 0, sheet, [Mutation("planted", NONSENSE)])
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=[f"{i}-{said}" for i, said in enumerate(PLANTED.values())])
+def test_the_judge_sees_a_planted_fault(planted, broken, monkeypatch):
+    if "bytearray" in planted:  # how long a machine takes to fill memory must not matter
+        monkeypatch.setattr(judge, "MOST_CPU_S", 600.0)
+        monkeypatch.setattr(judge, "MOST_SLOW_S", 600.0)
+        monkeypatch.setattr(judge, "MOST_WAIT_S", 600.0)
+    case = planted_case(planted)
+    said = faults(case, broken.run(case.sheet))
     assert any(PLANTED[planted] in text for text in said), said
+
+
+def test_what_is_large_and_says_how_far_it_is_is_no_hang(broken):
+    code = "for i in range(10**9): i % 10**5 or print(f'{i} of 1,000,000,000 ranks', file=sys.stderr)"
+    case = planted_case(code)
+    ending = broken.run(case.sheet)
+    assert faults(case, ending) == []
+    assert "of 1,000,000,000 ranks" in (ending.slow or "")
+    assert 0 < ending.silent_s < judge.MOST_CPU_S
+
+
+def test_silence_is_what_counts():
+    case = planted_case("")
+    assert any(
+        "without a word" in text
+        for text in faults(case, Ending(0, "", cpu_s=6.0, silent_s=judge.MOST_CPU_S + 1))
+    )
+    assert not any(
+        "without a word" in text
+        for text in faults(case, Ending(0, "", cpu_s=14.0, silent_s=judge.MOST_CPU_S / 2))
+    )
 
 
 SUM = {"compute": 2.0, "bubble": 1.0}

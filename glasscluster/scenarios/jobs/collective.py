@@ -130,15 +130,15 @@ def check(job: CollectiveJob) -> None:
         raise InputError("servers", job.servers, rule, [1, job.gpus])
 
 
-def record(job: CollectiveJob) -> Run:
+def record(job: CollectiveJob, say: Callable[[str], None] = lambda _text: None) -> Run:
     """Record the collective dry: all messages of every rank, without data."""
     check(job)
     options: dict[str, Any] = {"node_size": job.hardware.node_size} if job.algorithm == "hierarchical" else {}
     options |= {"servers": job.servers} if job.servers is not None else {}
     rooted = job.inner in ("broadcast", "reduce", "scatter", "gather")
-    alike = job.algorithm in ALIKE and not rooted and job.nbytes % job.gpus == 0 and job.nbytes > 0
+    alike = job.algorithm in ALIKE and not rooted and job.nbytes >= job.gpus
     cluster = Cluster(
-        job.hardware, job.gpus, "dry", memory_bytes=None, ring_bytes=job.nbytes if alike else None
+        job.hardware, job.gpus, "dry", memory_bytes=None, ring_bytes=job.nbytes if alike else None, say=say
     )
     return cluster.run(one_collective, job.inner, job.algorithm, job.nbytes, options)
 
@@ -297,7 +297,7 @@ def swept(
             if algorithm == NCCL:
                 result = by_nccl(replace(here, contention=None), nodes)
             else:
-                line = replayed(here, record(here))
+                line = replayed(here, record(here, say))
                 result = {**_speeds(here, line.makespan), "contention": line.shared is not None}
             columns = ("time_s", "algorithm_bandwidth_bytes_per_s", "bus_bandwidth_bytes_per_s", "contention")
             rows.append(
@@ -390,7 +390,7 @@ def collective(
         "size_bytes": job.nbytes,
         "hardware": job.hardware.name,
     }
-    run = None if job.algorithm == NCCL else record(job)
+    run = None if job.algorithm == NCCL else record(job, say)
     if run is None:
         content |= by_nccl(job, nodes)
     else:

@@ -66,7 +66,7 @@ def predict(
     together.
     """
     begun = time.perf_counter()
-    cluster = Cluster(machine, plan.gpus, "dry", memory_bytes=None)
+    cluster = Cluster(machine, plan.gpus, "dry", memory_bytes=None, say=say)
     cluster.hardware.gpu.peak(plan.precision)
     if cluster.hardware.gpu.sm and "algorithm" not in plan.model_fields_set:
         plan = plan.model_copy(update={"algorithm": "native"})
@@ -145,7 +145,7 @@ def predict_csv(request: PredictRequest, say: Callable[[str], None]) -> tuple[in
     for number, row in enumerate(rows):
         say(f"row {number + 1} of {len(rows)}")
         answered.append(
-            {**dict(zip(header, row, strict=False)), **_predict_row(header, row, defaults, strange)}
+            {**dict(zip(header, row, strict=False)), **_predict_row(header, row, defaults, strange, say)}
         )
     columns = list(dict.fromkeys([*header, *(k for a in answered for k in a)]))
     if "error" not in columns:
@@ -198,7 +198,11 @@ def _strange_column(source: str, name: str, value: str) -> InputError:
 
 
 def _predict_row(
-    header: list[str], row: list[str], defaults: dict[str, Any], strange: dict[str, InputError]
+    header: list[str],
+    row: list[str],
+    defaults: dict[str, Any],
+    strange: dict[str, InputError],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """The predicted columns of a row, or its error. A cell without a column, or below a column without a
     name (a spreadsheet's row numbers), is not an option.
@@ -214,7 +218,7 @@ def _predict_row(
         request = PredictRequest.of(**given | {k: str(given[k]) for k in CSV_COLUMNS if k in given})
         request.prepared(prepare)
         assert request.shape is not None
-        return flat(predict(request.plan, request.shape, request.hardware, rank=request.rank))
+        return flat(predict(request.plan, request.shape, request.hardware, rank=request.rank, say=say))
     except GlassError as problem:
         return {"error": problem.message}
 

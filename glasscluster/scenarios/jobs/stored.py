@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from glasscluster.base.errors import InputError, alike
+from glasscluster.base.errors import GlassError, InputError, alike
 from glasscluster.base.files import finish, is_file, is_folder
+from glasscluster.base.text import shown
+from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.jobs.folders import output_folder
 from glasscluster.scenarios.requests.stored import ReplayRequest
 from glasscluster.sim.recording.graph import ExecutionGraph, compute_rows
@@ -62,6 +64,36 @@ def slow_ranks(given: list[str]) -> dict[int, float]:
     return slow
 
 
+def check_flops(graph: ExecutionGraph, said: dict[str, Any], path: Path) -> None:
+    """Refuse a file that says of its model what cannot be.
+
+    Args:
+        graph: what the file holds; `info` may have the model's shape, the tokens of a step and the FLOPs that
+            follow from both.
+        said: the timeline's summary.
+        path: the file.
+
+    Raises:
+        InputError: the FLOPs are not those of the model, or more than all GPUs can do in the makespan.
+    """
+    model, tokens = graph.info.get("model"), graph.info.get("tokens")
+    if isinstance(model, dict) and isinstance(tokens, int):
+        try:
+            shape = ModelConfig(**model)
+        except (GlassError, ValueError, TypeError) as problem:
+            raise InputError(
+                "graph", str(path), f"info holds no model: {shown(str(problem))[:200]}"
+            ) from None
+        for name in ("model_flops", "causal_flops"):
+            right = getattr(shape, name)(tokens)
+            if graph.info.get(name, right) != right:
+                rule = f"info says {name} = {graph.info[name]:g}; a step of its model needs {right:g}"
+                raise InputError("graph", str(path), rule)
+    elif said["mfu"] > 1:  # nothing says whose FLOPs these are
+        rule = f"needs, by what info says, {said['mfu']:.3g} times the FLOPs that its GPUs can do in its time"
+        raise InputError("graph", str(path), rule)
+
+
 def replay_command(request: ReplayRequest) -> dict[str, Any]:
     """Run `glass replay`: replay a recorded run on some hardware."""
     slow, shared = slow_ranks(request.slow_rank), request.contention
@@ -82,12 +114,14 @@ def replay_stored(
                 "slow_rank", rank, f"the run has ranks 0 to {graph.ranks - 1}", range(graph.ranks)
             )
     timeline = replay(graph, hardware, slow_ranks=slow, rendezvous=rendezvous, contention=contention)
+    said = timeline.summary(graph.info.get("model_flops", 0.0), graph.info.get("causal_flops"))
+    check_flops(graph, said, path)
     content = {
         "schema": "glass.replay/1",
         "hardware": timeline.hardware.name,
         "gpus": graph.ranks,
         "events": len(graph),
-        **timeline.summary(graph.info.get("model_flops", 0.0), graph.info.get("causal_flops")),
+        **said,
         **launches(timeline),
         "report": None,
     }

@@ -37,7 +37,7 @@ from glasscluster.sim.recording.events import (
     SEND,
 )
 from glasscluster.sim.recording.memory_log import as_columns, from_columns
-from glasscluster.sim.recording.order import csr, topological_order
+from glasscluster.sim.recording.order import csr, longest_chain, topological_order
 from glasscluster.sim.recording.sound import Unsound, check
 
 FORMAT = 4
@@ -424,16 +424,10 @@ class ExecutionGraph:
 
         Two messages that only use the same port after each other are no chain.
         """
-        depth = np.zeros(len(self), dtype=np.int64)
-        for row in range(len(self)):
-            before = self.dependencies(row)
-            if self.kind[row] in (SEND, RECV):
-                before = before[(self.rank[before] != self.rank[row]) | (self.lane[before] != self.lane[row])]
-            longest = int(depth[before].max(initial=0))
-            if self.match[row] >= 0:
-                longest = max(longest, int(depth[self.match[row]]))
-            depth[row] = longest + (self.kind[row] == SEND)
-        return int(depth.max(initial=0))
+        message = (self.kind == SEND) | (self.kind == RECV)
+        stream = self.rank * (self.lane.max(initial=0) + 1) + self.lane
+        sends = self.kind == SEND
+        return int(longest_chain(self.dep_ptr, self.dep_idx, self.match, stream, message, sends))
 
     def count(self, kind: str) -> int:
         """How many events of a kind there are.

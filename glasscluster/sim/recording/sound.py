@@ -7,19 +7,24 @@ row that follows one that stands behind it, a receive whose send is row 10^12, a
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from glasscluster.sim.recording.events import (
+    BEGIN,
     CATEGORIES,
     COLLECTIVE,
     COLUMNS,
+    COMPUTE,
+    HOST,
     KINDS,
     LANES_PER_GROUP,
     PHASES,
     PURPOSES,
     RECV,
+    REDUCE,
     SEND,
 )
 from glasscluster.sim.recording.memory_log import TABLES
@@ -29,6 +34,11 @@ if TYPE_CHECKING:
 
 MOST_RANKS = 1 << 20
 LARGEST = 1 << 60  # FLOPs or bytes of one event
+# What stands in a communicator's lanes, by `events.group_lane`; compute stands in lane 0, work of the host in
+# any lane of a communicator.
+IN_LANES = ((REDUCE, COLLECTIVE), (SEND,), (RECV,), (BEGIN,), (SEND,), (RECV,))
+OF_COLLECTIVES = 3  # the first so many lanes: what stands there belongs to a collective, which was launched
+NUMBERS = ("model_flops", "causal_flops", "tokens")  # of `info`, that replay computes with
 
 
 class Unsound(ValueError):
@@ -43,6 +53,7 @@ def check(graph: ExecutionGraph) -> None:
         raise Unsound("a name is no text")
     if not isinstance(graph.info, dict):
         raise Unsound("info is no object")
+    _info(graph)
     n = len(graph.rank)
     for name in (*COLUMNS, "match", "dep_ptr", "dep_idx"):
         column = getattr(graph, name)
@@ -51,9 +62,11 @@ def check(graph: ExecutionGraph) -> None:
         if name in COLUMNS or name == "match":
             _equal(f"the length of column {name}", len(column), n)
     _columns(graph)
+    _kinds(graph)
     _edges(graph)
     _lanes(graph)
     _groups(graph)
+    _launched(graph)
     _memory(graph)
 
 
@@ -91,6 +104,52 @@ def _columns(graph: ExecutionGraph) -> None:
     messages = (graph.kind == SEND) | (graph.kind == RECV)
     if (graph.peer[messages] < 0).any():
         raise Unsound("a message has no peer")
+
+
+def _info(graph: ExecutionGraph) -> None:
+    """What a graph says of its job, as far as it is computed with."""
+    for name in NUMBERS:
+        value = graph.info.get(name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and 0 <= value < math.inf):
+            raise Unsound(f"info says {name} = {str(value)[:40]!r}, which is no amount")
+    needed, dense = (float(graph.info.get(name) or 0) for name in ("causal_flops", "model_flops"))
+    if needed > dense:
+        rule = "a mask hides pairs of tokens, and adds none"
+        raise Unsound(f"info says model_flops = {dense:g} and causal_flops = {needed:g}; {rule}")
+
+
+def _kinds(graph: ExecutionGraph) -> None:
+    """FLOPs take time where they are computed, and only there: elsewhere they would be done for nothing. And
+    a lane holds what its place is for.
+    """
+    free = np.flatnonzero((graph.flops > 0) & (graph.kind != COMPUTE))
+    if len(free):
+        row = int(free[0])
+        raise Unsound(
+            f"event {row} has {int(graph.flops[row]):,} FLOPs and is a {KINDS[graph.kind[row]]}, no compute"
+        )
+    allowed = np.zeros((LANES_PER_GROUP, len(KINDS)), bool)
+    allowed[:, HOST] = True
+    for which, kinds in enumerate(IN_LANES):
+        allowed[which, list(kinds)] = True
+    fits = allowed[(graph.lane - 1) % LANES_PER_GROUP, graph.kind]
+    fits = np.where(graph.lane == 0, graph.kind == COMPUTE, fits)
+    if not fits.all():
+        row = int(np.flatnonzero(~fits)[0])
+        kind, lane = KINDS[graph.kind[row]], int(graph.lane[row])
+        raise Unsound(f"event {row} is a {kind} in lane {lane}, which is for others")
+
+
+def _launched(graph: ExecutionGraph) -> None:
+    """Whatever belongs to a collective has its launch, on the same rank and communicator."""
+    which = (graph.lane - 1) % LANES_PER_GROUP
+    inside = (graph.lane > 0) & (graph.kind != HOST) & (which < OF_COLLECTIVES)
+    group = (graph.lane - 1) // LANES_PER_GROUP
+    keys = np.stack([graph.rank, group, graph.sequence])
+    begun = {*map(tuple, keys[:, graph.kind == BEGIN].T.tolist())}
+    for rank, number, sequence in {*map(tuple, keys[:, inside].T.tolist())} - begun:
+        raise Unsound(f"rank {rank} never launched collective {sequence} of communicator {number}")
 
 
 def _edges(graph: ExecutionGraph) -> None:

@@ -7,6 +7,7 @@ recorded is what a real run records: events, bytes, FLOPs, dependencies, memory.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,11 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from glasscluster.base.limits import check_events
 from glasscluster.sim.ranks.backends.shapes import operate
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 from glasscluster.sim.ranks.mesh import coordinates, rank_of
 from glasscluster.sim.ranks.wire import Ticket, Wire
 from glasscluster.sim.recording.events import FIELDS, PURPOSES, RECV, REDUCE, SEND
+
+SAY_EVERY_S = 2.0
 
 
 class DryWire(Wire):
@@ -56,21 +60,31 @@ def relabelled(recording: dict[str, Any], rank: int, size: int, nbytes: int) -> 
     """Turn rank 0's recording into that of another rank, for a program that is the same on every rank of a
     ring.
 
-    Peers are shifted by `rank`, and so are the chunks that offsets point into.
+    Peers are shifted by `rank`, and so are the chunks that are sent, received and added.
 
     Args:
         recording: rank 0's.
         rank: whose recording to make.
         size: ranks in the ring.
-        nbytes: of the program's one buffer, which has `size` equal chunks.
+        nbytes: of the program's one buffer, at least `size`. It is cut into `size` chunks, of which the first
+            `nbytes % size` have a byte more (so elements are single bytes, unless the chunks are equal).
 
     Returns:
         The recording of `rank`.
     """
     table = recording["table"].copy()
-    peer, offset = table[:, FIELDS.index("peer")], table[:, FIELDS.index("offset")]
+    kind, peer, offset, length = (table[:, FIELDS.index(n)] for n in ("kind", "peer", "offset", "bytes"))
     peer[peer >= 0] = (peer[peer >= 0] + rank) % size
-    offset[offset >= 0] = (offset[offset >= 0] + rank * (nbytes // size)) % nbytes
+    lengths = np.full(size, nbytes // size) + (np.arange(size) < nbytes % size)
+    begins = np.cumsum(lengths) - lengths
+    # what arrives in scratch memory has no place in the buffer; it is the chunk that is added next
+    additions, scratch = np.flatnonzero(kind == REDUCE), np.flatnonzero((kind == RECV) & (offset < 0))
+    place = offset.copy()
+    place[scratch] = offset[additions[np.searchsorted(additions, scratch)]] if len(scratch) else 0
+    moved = np.flatnonzero(place >= 0)
+    chunk = (np.searchsorted(begins, place[moved], side="right") - 1 + rank) % size
+    length[moved] = lengths[chunk]
+    offset[moved] = np.where(offset[moved] >= 0, begins[chunk], -1)
     return {**recording, "rank": rank, "table": table}
 
 
@@ -127,28 +141,48 @@ class DryBackend:
         gpus: how many ranks.
         ring_bytes: for a program that is the same all round a ring and has one buffer: that buffer's size in
             bytes. Then only rank 0 is recorded, and its recording relabelled for every other rank.
+        say: is told how many ranks are recorded, every two seconds.
     """
 
     name = "dry"
 
-    def __init__(self, gpus: int, ring_bytes: int | None = None, **_: Any) -> None:
-        self.gpus, self.ring_bytes = gpus, ring_bytes
+    def __init__(
+        self,
+        gpus: int,
+        ring_bytes: int | None = None,
+        say: Callable[[str], None] = lambda _text: None,
+        **_: Any,
+    ) -> None:
+        self.gpus, self.ring_bytes, self.say = gpus, ring_bytes, say
 
     def run(
         self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None
     ) -> list[Outcome]:
-        """Record every rank in turn; returns one outcome a rank."""
-        outcomes: list[Outcome] = []
-        for rank in range(self.gpus):
+        """Record every rank in turn; returns one outcome a rank.
+
+        Raises:
+            InputError: the recordings would not fit into this machine's memory. That is seen from the first
+                rank and the last, before the others are recorded.
+        """
+        outcomes: dict[int, Outcome] = {}
+        said = time.monotonic()
+        # the last rank comes second: of both ends the one that does less says what all of them do at least
+        for rank in dict.fromkeys((0, self.gpus - 1, *range(self.gpus))):
             if rank and self.ring_bytes and record:
                 recording = relabelled(outcomes[0].recording or {}, rank, self.gpus, self.ring_bytes)
-                outcomes.append(replace(outcomes[0], rank=rank, recording=recording))
-                continue
-            outcome = run_rank(DryWire(rank, self.gpus), program, args, record, capacity)
-            if outcome.error is not None:
-                raise outcome.error
-            outcomes.append(outcome)
-        return outcomes
+                outcomes[rank] = replace(outcomes[0], rank=rank, recording=recording)
+            else:
+                outcome = run_rank(DryWire(rank, self.gpus), program, args, record, capacity)
+                if outcome.error is not None:
+                    raise outcome.error
+                outcomes[rank] = outcome
+            if record and len(outcomes) == min(2, self.gpus):
+                events = [len((o.recording or {})["table"]) for o in outcomes.values()]
+                check_events(self.gpus, self.gpus * min(events))
+            if time.monotonic() - said > SAY_EVERY_S:
+                said = time.monotonic()
+                self.say(f"recorded {len(outcomes):,} of {self.gpus:,} ranks")
+        return [outcomes[rank] for rank in range(self.gpus)]
 
     def close(self) -> None:
         """Nothing to do."""
