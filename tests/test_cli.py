@@ -148,7 +148,9 @@ def test_predict_answers_with_the_contract_s_keys_and_its_breakdown_is_the_step(
 
 
 def test_predict_takes_a_csv_and_one_bad_row_stops_nothing(capsys, tmp_path):
-    Path("rows.csv").write_text("dp,tp,zero,overlap,hardware\n2,1,1,true,dgx-h100\n1,3,,,\n2,2,3,false,\n")
+    Path("rows.csv").write_text(
+        "dp,tp,zero,overlap,hardware\n2,1,1,true,dgx-h100\n1,3,,,\n,,,,\n2,2,3,false,\n,,,,\n"
+    )
     code, out, _ = glass(capsys, "predict", "--csv", "rows.csv", "--out", "done.csv", "--json")
     assert code == 0
     assert json.loads(out)["errors"] == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from glasscluster.base.quantities import written_number
+from glasscluster.base.text import counted
 from glasscluster.commands.bodies import body
 from glasscluster.commands.console import emit, progress
 from glasscluster.commands.options import command
@@ -27,7 +28,7 @@ def train(request: LearnRequest, as_json: bool) -> int:
     print(f"{content['vocab']:,} tokens ({content['merges']:,} merges) from {size}")
     if content["tokens"]:
         each = written_number(content["bytes_per_token"], 3)
-        print(f"the text is {content['tokens']:,} tokens, {each} bytes each")
+        print(f"the text is {counted(content['tokens'], 'token')}, {each} bytes each")
     return 0
 
 

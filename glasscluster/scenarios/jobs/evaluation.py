@@ -226,7 +226,7 @@ def prepare(request: EvaluateRequest) -> tuple[EvaluationJob, Cluster]:
         raise InputError("temperature", request.temperature, rule, [0.8])
     made = tuple(make_task(name, request.items, seed) for name in request.task or TASKS)
     if (longest := max(t.tokens for t in made)) >= model.seq:
-        rule = f"an answer of {longest} tokens needs room behind a prompt"
+        rule = f"an answer of {counted(longest, 'token')} needs room behind a prompt"
         raise InputError("seq", model.seq, rule, [2 * longest])
     job = EvaluationJob(
         model,

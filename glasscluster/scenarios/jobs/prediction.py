@@ -158,7 +158,8 @@ def predict_csv(request: PredictRequest, say: Callable[[str], None]) -> tuple[in
 
 
 def read_rows(source: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV, blanks around cells taken off, and no lines without any text.
+    """Header and rows of a CSV, blanks around cells taken off, and no lines without any text (a spreadsheet
+    ends in such: `,,,`).
 
     Raises:
         InputError: the file cannot be read, is empty, or names a column twice.
@@ -168,7 +169,7 @@ def read_rows(source: str) -> tuple[list[str], list[list[str]]]:
         lines = [[cell.strip() for cell in line] for line in reader]
     except csv.Error as problem:
         raise InputError("csv", source, f"cannot be read: {problem}") from None
-    header, *rows = [line for line in lines if line not in ([], [""])] or [[]]
+    header, *rows = [line for line in lines if any(line)] or [[]]
     if not any(header):
         raise InputError("csv", source, "is empty; the first line must name options, with _ for -")
     options = [name.replace("-", "_") for name in header]

@@ -193,7 +193,7 @@ def _write(made: Serving, folder: Path, shown: Path) -> Path:
         times, again = len(made.schedule.preemptions), made.recomputed
         story.append(
             Said(
-                f"{times} preemptions: {again} tokens were computed again.",
+                f"{counted(times, 'preemption')}: {counted(again, 'token')} computed again.",
                 f"{times} 次抢占：{again} 个 token 被重算。",
             )
         )
