@@ -11,6 +11,7 @@ from glasscluster.model.kernels import rope
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import taught_lesson
 from glasscluster.scenarios.lessons.a11_positions_compared import program as a11
+from glasscluster.scenarios.lessons.a13_cache_in_training import program as a13
 from glasscluster.sim.recording.graph import ExecutionGraph
 
 
@@ -129,3 +130,95 @@ def test_one_flop_more_and_gpts_that_behave_otherwise_fail_their_rows(monkeypatc
         "RoPE: seeds of 2 that lose less than 0.5 nats on the tokens behind the first 16",
         "ALiBi: seeds of 2 whose loss at 8 × 16 tokens is within 0.3 nats",
     }
+
+
+# ---- A13 ---------------------------------------------------------------------------------------------------
+KEPT = "cache kept, chunks of {}: gradient's distance from one pass's, largest of all weights"
+TOKEN_BY_TOKEN = "losses token by token through a cache less those of one pass, summed, largest"
+RELAY = "handed back chunk by chunk, 8 tokens each: gradient's distance from one pass's, largest"
+PARTS = "gradient with constants plus that through the cache, chunks of 8: distance from the whole, largest"
+CUT = "constants in one pass and chunk by chunk, 8 tokens each: distance of the gradients, largest"
+LAST = "constants, last layer's {}: gradient lost"
+LOSES = "constants, {} of layer {}: whether it loses more than 0.05 of its gradient (1: yes)"
+PAIRS = "pairs of 32 tokens in which a gradient reaches the key's value, chunks of 8"
+WHOLE = (
+    "whether one pass trains to a lower loss than constants in chunks of one token, mean of 2 seeds (1: yes)"
+)
+BETTER = (
+    "whether constants in chunks of one token train to a lower loss than no cache, mean of 2 seeds (1: yes)"
+)
+COSTS = {
+    *(
+        f"FLOPs of products with weights, {way}"
+        for way in ("one pass over 32 tokens", "32 steps through a cache")
+    ),
+    "FLOPs of scores and their sums over V, one pass over 32 tokens, the whole square",
+    "FLOPs of scores and their sums over V, 32 steps through a cache",
+}
+LAUNCHES = {
+    "kernels that multiply by weights, one pass",
+    "kernels that multiply by weights, 32 steps through a cache",
+}
+
+
+@pytest.fixture
+def as_trained(monkeypatch):
+    """The GPTs are left out: what is tested is the lesson's own rows."""
+    losses = dict(zip(map(id, a13.WAYS.values()), (1.1, 1.2, 1.2, 1.3, 1.7), strict=True))
+    monkeypatch.setattr(a13, "trained", lambda keep, *_: losses[id(keep)])
+
+
+def test_a_cache_that_cuts_or_keeps_when_it_should_not_fails_the_rows_of_gradients(as_trained, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(a13, "kept", a13.constant)
+        assert failed("A13") == {KEPT.format(1), KEPT.format(8)}
+    monkeypatch.setattr(a13, "constant", lambda x: x)
+    loses = {LOSES.format(name, 1) for name in a13.NAMES.values()}
+    assert failed("A13") == {PARTS, CUT, PAIRS, *loses, LOSES.format("W_k", 2), LOSES.format("W_v", 2)}
+
+
+def test_a_relay_that_forgets_and_queries_that_are_cut_fail_their_rows(as_trained, monkeypatch):
+    relay, core = a13.relay, a13.Cache.core
+    with monkeypatch.context() as patch:
+        patch.setattr(a13, "relay", lambda *how: (relay(*how)[0], [0.999 * part for part in relay(*how)[1]]))
+        assert failed("A13") == {RELAY, PARTS}
+    monkeypatch.setattr(
+        a13.Cache, "core", lambda self, f, q, k, v: core(self, f, (q + self.hand(q)) / 2, k, v)
+    )
+    assert failed("A13") == {LAST.format("W_q"), CUT, RELAY, PARTS}
+
+
+def test_a_query_that_sees_the_next_token_and_another_chunk_fail_their_rows(as_trained, monkeypatch):
+    cut, core = a13.Cut.__init__, a13.causal
+
+    def peeks(q: Any, k: Any, v: Any) -> Any:
+        return core(q, k, v) + 1e-9 * v[:, :, -1:]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(a13, "causal", peeks)
+        assert failed("A13") >= {TOKEN_BY_TOKEN, KEPT.format(1), KEPT.format(8)}
+    monkeypatch.setattr(a13.Cut, "__init__", lambda self, size, seen=True: cut(self, 2 * size, seen))
+    assert failed("A13") == {CUT}
+
+
+def test_work_done_twice_and_keys_that_do_not_follow_the_rate_fail_their_rows(monkeypatch):
+    honest, build = a13.program, ExecutionGraph.build.__func__
+
+    def more(cls: Any, *args: Any) -> ExecutionGraph:
+        graph = build(cls, *args)
+        graph.flops[graph.flops > 0] += 1
+        return graph
+
+    slower = {
+        f"{name}: whether the steps take longer than one pass (1: yes)" for name in ("classroom", "dgx-h100")
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(ExecutionGraph, "build", classmethod(more))
+        patch.setattr(a13, "step_time", lambda *_: 1.0)
+        patch.setattr(a13, "trained", lambda *_: 1.0)
+        assert failed("A13") == COSTS | slower | {WHOLE, BETTER}
+    monkeypatch.setattr(a13, "program", lambda gpu, n: (honest(gpu, n), honest(gpu, n)))
+    monkeypatch.setattr(a13, "trained", lambda keep, *_: 2.0 - (keep is a13.WAYS["whole"]))
+    monkeypatch.setattr(a13, "stale", lambda *_: [0.06, 0.05])
+    stale = "staleness of cached keys after one step, learning rate of 1e-3 over that of 1e-5"
+    assert failed("A13") == COSTS | LAUNCHES | {stale, BETTER}
