@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from glasscluster.scenarios.emergency_room.curve_plants import CURVE_PLANTS
 from glasscluster.scenarios.emergency_room.held_out_plants import HELD_OUT_PLANTS
 from glasscluster.scenarios.emergency_room.plant import Healthy, Plant, masters_follow
 from glasscluster.sim.ranks.gpu import GPU
@@ -114,6 +115,7 @@ PLANTS: dict[str, Callable[[], Plant]] = {
     "same_batches": SameBatches,
     "grown_queries_and_keys": GrownQueriesAndKeys,
     **HELD_OUT_PLANTS,
+    **CURVE_PLANTS,
 }
 
 
