@@ -208,6 +208,104 @@ def test_a_set_of_files_is_all_old_or_all_new_at_whichever_call_the_writer_dies(
     assert sum(seen) >= 3, "some calls come after the moment that counts"
 
 
+# A writer that has half of its files, says so, and waits to be killed or told to go on.
+HALF = """
+import sys
+from pathlib import Path
+from glasscluster.base import files
+folder = Path(sys.argv[1])
+def half(beside):
+    beside.write_text("half")
+    print("half", flush=True)
+    sys.stdin.readline()
+    beside.write_text("whole of the living")
+if sys.argv[2] == "one":
+    with files.replacing(folder / "a") as beside:
+        half(beside)
+else:
+    with files.replacing_together(folder) as beside:
+        half(beside / "a")
+"""
+
+
+def half_written(folder: Path, what: str) -> subprocess.Popen[str]:
+    """A writer that is in the middle."""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", HALF, folder, what],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "half\n"
+    return writer
+
+
+def staging_in(folder: Path) -> set[Path]:
+    return {*folder.glob(f"{files.WRITING}*")}
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="this system has no locks that end with their process")
+@pytest.mark.parametrize("what", ["one", "set"])
+@pytest.mark.parametrize("next_one", ["one", "set"])
+def test_a_writer_removes_what_killed_writers_left_and_nothing_of_a_living_one(tmp_path, what, next_one):
+    (tmp_path / "a").write_text("old")
+    killed = half_written(tmp_path, what)
+    (left,) = staging_in(tmp_path)
+    living = half_written(tmp_path, what)
+    try:
+        (own,) = staging_in(tmp_path) - {left}
+        assert left.exists(), "it was a living one's until here"
+        killed.kill()
+        killed.wait()
+        if next_one == "one":
+            files.write_text(tmp_path / "b", "new")
+        else:
+            with files.replacing_together(tmp_path) as beside:
+                (beside / "b").write_text("new")
+        assert staging_in(tmp_path) == {own}
+        assert [p.read_text() for p in own.iterdir()] == ["half"]
+        assert (tmp_path / "a").read_text() == "old"
+        _, said = living.communicate("go on\n", timeout=60)
+        assert (living.returncode, said) == (0, "")
+        assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "whole of the living", "b": "new"}
+    finally:
+        for writer in (killed, living):
+            writer.kill()
+            writer.communicate()
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="this system has no locks that end with their process")
+def test_a_folder_that_another_writer_takes_for_left_is_made_anew(tmp_path, monkeypatch):
+    """Between the making of a folder and its lock another writer may see it without one, and remove it."""
+    made, real = [], files.tempfile.mkdtemp
+
+    def unlucky(**options):
+        made.append(real(**options))
+        if len(made) == 1:
+            files.remove_left(tmp_path)
+        return made[-1]
+
+    monkeypatch.setattr(files.tempfile, "mkdtemp", unlucky)
+    files.write_text(tmp_path / "a", "new")
+    assert len(made) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_where_a_disk_has_no_locks_files_are_written_and_nothing_is_removed(tmp_path, monkeypatch):
+    left = tmp_path / f"{files.WRITING}left"
+    left.mkdir()
+
+    def none(*_):
+        raise OSError(37, "No locks available")
+
+    if files.fcntl is not None:
+        monkeypatch.setattr(files.fcntl, "flock", none)
+    files.write_text(tmp_path / "a", "new")
+    assert {p.name for p in tmp_path.iterdir()} == {"a", left.name}
+
+
 def test_what_cannot_be_written_is_named_and_leaves_what_was_there(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("old")
 

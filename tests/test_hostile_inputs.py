@@ -210,7 +210,9 @@ def test_the_largest_schedule_is_made():
         make_schedule("1f1b", 4, 10**9)
     most = error.value.nearest
     assert isinstance(most, int)
-    assert sum(map(len, make_schedule("1f1b", 4, most).ranks)) == limits.MOST_ACTIONS
+    assert most == limits.MOST_ACTIONS // (limits.PARTS * 4)
+    assert sum(map(len, make_schedule("1f1b", 4, most).ranks)) == 2 * 4 * most
+    assert 2 * 4 * most < sum(map(len, make_schedule("zb-h1", 4, most).ranks)) <= limits.MOST_ACTIONS
     with pytest.raises(InputError, match="micro-batches at most"):
         make_schedule("1f1b", 4, most + 1)
 

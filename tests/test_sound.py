@@ -160,6 +160,30 @@ def test_flops_that_are_not_the_model_s_are_refused(tmp_path, capsys):
         assert (end.value.code, right in err) == ((0, False) if name == "nothing" else (2, True)), (name, err)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"no_such": 1}, "info holds no model: no_such: "),
+        ({"layers": "a"}, "info holds no model: layers: "),
+        ({"layers": {}}, "info holds no model: layers: "),
+        ({"hidden": 7, "heads": 2}, "info holds no model"),
+    ],
+    ids=str,
+)
+def test_a_model_that_is_none_is_named_in_our_words(tmp_path, capsys, wrong, words):
+    job = Job(make_plan(), make_model("tiny", layers=1), steps=1)
+    graph = Cluster("classroom", 1, "dry").run(train_rank, job, info=job_info(job)).graph
+    graph.info["model"] |= wrong
+    graph.save(tmp_path / "graph.npz")
+    with pytest.raises(SystemExit) as end:
+        main(["replay", str(tmp_path / "graph.npz")])
+    err = capsys.readouterr().err
+    assert end.value.code == 2
+    assert words in err
+    assert "pydantic" not in err
+    assert "validation error" not in err
+
+
 def test_dependencies_that_point_forward_are_named(graph, tmp_path):
     row = int(np.flatnonzero(np.diff(graph.dep_ptr))[0])
     changed(graph, tmp_path / "graph.npz", "dep_idx", int(graph.dep_ptr[row]), len(graph) - 1)

@@ -14,6 +14,10 @@ the file, makes the disk keep it, and renames: whoever looks sees the old file o
     3. each file is moved to its place; `finish` does what is left of this      (killed here: the new ones)
 
 Every reader and every writer of such a set calls `finish` first.
+
+A killed writer leaves its folder .glass-writing-XXXX behind. Each is locked (flock) by the process that writes
+in it, and the kernel takes the lock away when that process ends, however it does: the next writer to the same
+place removes those without a lock (`remove_left`), and never one of a writer that lives.
 """
 
 from __future__ import annotations
@@ -32,6 +36,11 @@ from typing import Any, BinaryIO
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.text import shown
+
+try:
+    import fcntl
+except ImportError:  # Windows: what killed writers leave stays
+    fcntl = None  # type: ignore[assignment]
 
 LARGEST_TEXT = 256 << 20  # bytes of a text that is parsed
 LARGEST_DATA = 2 << 30  # bytes of text to train on
@@ -217,22 +226,15 @@ def replacing(path: str | Path, field: str = "out") -> Iterator[Path]:
         (['a.txt'], 'whole')
     """
     path = Path(path)
-    with naming(field, path):
-        number, name = tempfile.mkstemp(prefix=".glass-", suffix=path.suffix[-20:], dir=path.parent)
-    os.close(number)
-    beside = Path(name)
-    try:
-        with naming(field, path):
-            yield beside
-            os.chmod(beside, _mode_of(path))
-            _flush(beside)
-            os.replace(beside, path)
-            written.append(path)
-            _flush(path.parent)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink()
-        raise
+    with naming(field, path), _staging(path.parent) as staging:
+        beside = staging / f"new{path.suffix[-20:]}"
+        beside.touch(0o600)
+        yield beside
+        os.chmod(beside, _mode_of(path))
+        _flush(beside)
+        os.replace(beside, path)
+        written.append(path)
+        _flush(path.parent)
 
 
 def write_text(path: str | Path, text: str, field: str = "out") -> None:
@@ -282,24 +284,76 @@ def replacing_together(folder: str | Path, field: str = "out", without: Sequence
     with naming(field, folder):
         make_folder(folder)
         finish(folder)
-        staging = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder))
-    try:
-        with naming(field, folder):
-            yield staging
-            there = [file.relative_to(staging) for file in staging.rglob("*")]
-            (staging / REMOVED).write_text(json.dumps(sorted(set(without) - set(map(str, there)))))
-            for name in there:
-                if (staging / name).is_file():
-                    os.chmod(staging / name, _mode_of(folder / name))
-                _flush(staging / name)
-            _flush(staging / REMOVED)
-            _flush(staging)
-            os.rename(staging, folder / COMPLETE)
-            written.append(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    with naming(field, folder), _staging(folder) as staging:
+        yield staging
+        there = [file.relative_to(staging) for file in staging.rglob("*")]
+        (staging / REMOVED).write_text(json.dumps(sorted(set(without) - set(map(str, there)))))
+        for name in there:
+            if (staging / name).is_file():
+                os.chmod(staging / name, _mode_of(folder / name))
+            _flush(staging / name)
+        _flush(staging / REMOVED)
+        _flush(staging)
+        os.rename(staging, folder / COMPLETE)
+        written.append(folder)
     finish(folder)
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """Give a new folder to write in, which goes at the end with what is still in it; killed writers' go first.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    remove_left(folder)
+    lock = None
+    while lock is None:  # another writer may take a folder without a lock for one of a killed writer
+        staging = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder))
+        lock = _locked(staging)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if lock >= 0:
+            os.close(lock)
+
+
+def _locked(staging: Path) -> int | None:
+    """Lock a new folder for as long as this process lives; returns what holds the lock, -1 where the system
+    or the disk has no locks, and None where somebody is removing the folder.
+    """
+    if fcntl is None:
+        return -1
+    number = -1
+    try:
+        number = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.stat(staging)  # whoever had the lock a moment ago may have removed it
+        return number
+    except (BlockingIOError, FileNotFoundError):
+        if number >= 0:
+            os.close(number)
+        return None
+    except OSError:  # nobody can lock here, so nobody removes what is not locked
+        if number >= 0:
+            os.close(number)
+        return -1
+
+
+def remove_left(folder: str | Path) -> None:
+    """Remove what writers that were killed have left in a folder: ours, and those without a lock."""
+    if fcntl is None:
+        return
+    for left in Path(folder).glob(f"{WRITING}*"):
+        with suppress(OSError):
+            number = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(number).st_uid == os.getuid():
+                    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(number)
 
 
 def finish(folder: str | Path) -> None:

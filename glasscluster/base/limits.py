@@ -13,7 +13,8 @@ from glasscluster.base.errors import InputError
 
 MOST_THREADS = 1024  # ranks of the threads backend
 MOST_DRY = 1 << 16  # ranks that are recorded one after the other, without data
-MOST_ACTIONS = 1 << 18  # of a pipeline schedule: stages x micro-batches x forward and backward
+MOST_ACTIONS = 1 << 17  # of a pipeline schedule: stages x micro-batches x its parts
+PARTS = 3  # forward, backward, and what some schedules take apart: the weights' gradients
 MOST_STAGES = 1 << 9  # of a pipeline schedule: making one, and judging it, takes their square
 # The largest number that an option may have, many times what anybody trained: a slip of a few zeros would be
 # counted, listed or drawn for hours. What fits a machine or a plan is judged by other rules.
@@ -138,7 +139,7 @@ def check_actions(ranks: int, micro_batches: int, virtual_stages: int) -> None:
             most = max(1, MOST_STAGES // other)
             rule = f"a pipeline schedule has at most {MOST_STAGES:,} stages: here {most:,} at most"
             raise InputError(field, value, rule, [most])
-    most = MOST_ACTIONS // (2 * ranks * virtual_stages)
+    most = MOST_ACTIONS // (PARTS * ranks * virtual_stages)
     if micro_batches > most:
         rule = (
             f"a pipeline schedule has at most {MOST_ACTIONS:,} actions: here {most:,} micro-batches at most"

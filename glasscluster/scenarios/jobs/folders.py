@@ -14,6 +14,7 @@ import numpy as np
 
 from glasscluster.base.errors import GlassError, InputError, ProgramFailed
 from glasscluster.base.files import (
+    WRITING,
     finish,
     make_folder,
     naming,
@@ -51,7 +52,8 @@ def rewriting(folder: Path) -> Iterator[Path]:
     with naming("out", folder):
         finish(folder)
         old = [p.relative_to(folder) for pattern in WRITTEN for p in folder.rglob(pattern)]
-    mine = [str(p) for p in old if len(p.parts) <= 2]  # the runs of a scenario have a folder each
+    # the runs of a scenario have a folder each; another writer's folder is its own
+    mine = [str(p) for p in old if len(p.parts) <= 2 and not p.parts[0].startswith(WRITING)]
     with replacing_together(folder, without=mine) as beside:
         yield beside
 

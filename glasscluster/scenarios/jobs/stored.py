@@ -7,8 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from glasscluster.base.errors import GlassError, InputError, alike
 from glasscluster.base.files import finish, is_file, is_folder
+from glasscluster.base.requests import rule_of
 from glasscluster.base.text import shown
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.jobs.folders import output_folder
@@ -80,10 +83,13 @@ def check_flops(graph: ExecutionGraph, said: dict[str, Any], path: Path) -> None
     if isinstance(model, dict) and isinstance(tokens, int):
         try:
             shape = ModelConfig(**model)
-        except (GlassError, ValueError, TypeError) as problem:
-            raise InputError(
-                "graph", str(path), f"info holds no model: {shown(str(problem))[:200]}"
-            ) from None
+        except ValidationError as problem:
+            first = problem.errors()[0]
+            key = shown(".".join(map(str, first["loc"])) or "model")
+            rule = f"info holds no model: {key}: {shown(rule_of(first))}"
+            raise InputError("graph", str(path), rule) from None
+        except (GlassError, TypeError) as problem:  # TypeError: a key that is no text
+            raise InputError("graph", str(path), f"info holds no model: {shown(problem)}") from None
         for name in ("model_flops", "causal_flops"):
             right = getattr(shape, name)(tokens)
             if graph.info.get(name, right) != right:
