@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from glasscluster.base.errors import InputError
 from glasscluster.model.kernels import rope
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import taught_lesson
@@ -222,3 +223,12 @@ def test_work_done_twice_and_keys_that_do_not_follow_the_rate_fail_their_rows(mo
     monkeypatch.setattr(a13, "stale", lambda *_: [0.06, 0.05])
     stale = "staleness of cached keys after one step, learning rate of 1e-3 over that of 1e-5"
     assert failed("A13") == COSTS | LAUNCHES | {stale, BETTER}
+
+
+@pytest.mark.parametrize(
+    ("id_", "options", "nearest"),
+    [("A13", {"chunk": 7}, 8), ("A13", {"chunk": 32}, 16), ("A11", {"n": 8}, 32), ("A11", {"h": 33}, 32)],
+)
+def test_a_size_that_cannot_be_is_refused_with_the_nearest(id_, options, nearest):
+    with pytest.raises(InputError, match=f"nearest valid choice is {nearest}"):
+        failed(id_, **options)

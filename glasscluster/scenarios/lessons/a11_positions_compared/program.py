@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from glasscluster.base.errors import InputError
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.kernels.rope import rope
@@ -273,6 +274,11 @@ def positions_compared(
     """One head scores all pairs with every encoding, shifted and stretched; linear attention keeps some of
     them in a state; then small GPTs read texts eight times as long as those they were trained on.
     """
+    if n < FARTHEST:
+        raise InputError("n", n, f"must reach the distances of T5's table, {FARTHEST} or more", [FARTHEST])
+    for name, value in (("h", h), ("d", d)):
+        if value < 2 or value % 2:
+            raise InputError(name, value, "frequencies take two columns each: an even number", [16, 32, 64])
     seq, times = 16, 8
     sizes, draw = (n // 2, n, 2 * n), torch.Generator().manual_seed(lab.seed)
     graph = lab.run("linear", lab.text("linear"), program, sizes, d, gpus=1).graph

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from glasscluster.base.errors import InputError
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import KeepAll
@@ -277,6 +278,9 @@ def cache_in_training(lab: Lab, n: int = 32, chunk: int = 8, steps: int = 100) -
     """One text's gradients are taken in one pass, and by chunks whose keys and values are cached: kept,
     handed back, or constant; then small GPTs are trained with each.
     """
+    sizes = [size for size in range(1, n // 2 + 1) if n % size == 0]
+    if chunk not in sizes:
+        raise InputError("chunk", chunk, f"cuts n = {n} tokens into two chunks or more, of one size", sizes)
     run = lab.run("forward", lab.text("forward"), program, n, also_on=("dgx-h100",), gpus=1)
     measured = of_gradients(n, chunk, lab.seed)
     rounding: Values = {"unit": "relative", "tolerance": 1e-12}
