@@ -250,6 +250,7 @@ def choosing_the_weights(lab: Lab, temperature: float = 5.0, steps: int = 64) ->
     figures(lab, sources, temperature, weights, (laws, trained), tried)
     compared = compare(lab, tried)
     noise: dict[str, Any] = {"noise_by_loss": float(mean[1, -1]), "noise_by_excess": float(mean[0, -1])}
+    noise["noise_peak"] = float(weights[:, 0, -1].max())
     tempering: dict[str, Any] = {"temperature": temperature, "large": real[0], "small": real[-1]}
     tempering |= {"plain_share": mixes["natural"][-1], "share": mixes["tempered"][-1], "ratio": ratio}
     lab.tell("temperature", view="tab=ledger", **tempering)
