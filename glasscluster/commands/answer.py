@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import typer
 
+from glasscluster.base import closing
 from glasscluster.base.errors import GlassError, RankDied
 from glasscluster.commands import console
 from glasscluster.commands.app import app
@@ -15,6 +16,15 @@ from glasscluster.commands.failures import Aborts, UsageError, fail, fault
 
 
 def answer(arguments: list[str], ending: Ending) -> int:
+    """Run a command; what a failed run leaves open is closed after its error is named.
+
+    Args and result as `answered`.
+    """
+    with closing.last_word_first():
+        return answered(arguments, ending)
+
+
+def answered(arguments: list[str], ending: Ending) -> int:
     """Run a command.
 
     Returns 0 done, 1 a check failed, 2 bad input, 3 the run failed, 130 or 143 ended by a person.

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
+from glasscluster.base import closing
 from glasscluster.base.errors import BackendUnavailable, GlassError, InputError, RankDied, RankStalled
 from glasscluster.sim.ranks.backends.meeting_point import MeetingPoint, open_meeting_point
 from glasscluster.sim.ranks.backends.process_group import lost_message, make_wire, one_thread
@@ -110,6 +111,7 @@ class RayBackend:
     def start(self) -> None:
         """Start Ray if need be, the actors, and their group."""
         ray = _import_ray()
+        closing.finish()  # Ray cannot start while another of ours stops
         try:
             if not ray.is_initialized():
                 self.session = Session(ray)
@@ -149,16 +151,15 @@ class RayBackend:
 
     def close(self) -> None:
         """Kill the actors; stop Ray if we started it."""
-        ray = loaded()
-        if ray is None:
-            return
-        for actor in self.actors:
-            with contextlib.suppress(Exception):
-                ray.kill(actor)
-        self.actors = []
-        if self.session is not None:
-            self.session.stop()
-            self.session = None
+        actors, session = self.actors, self.session
+        self.actors, self.session = [], None
+        _stop(actors, session)
+
+    def close_after_failure(self) -> None:
+        """As `close`; in a command the error is named meanwhile."""
+        actors, session = self.actors, self.session
+        self.actors, self.session = [], None
+        closing.close(lambda: _stop(actors, session))
 
     # ---- run -----------------------------------------------------------------------------------------------
     def run(
@@ -188,11 +189,11 @@ class RayBackend:
                     give_up = min(give_up, time.monotonic() + grace)
         if errors or stopped.error is not None:
             failure = stopped.error or self._verdict(errors, outcomes)
-            self.close()
+            self.close_after_failure()
             failure.__dict__["outcomes"] = list(outcomes.values())
             raise failure
         if lost := lost_message(outcome.unmatched for outcome in outcomes.values()):
-            self.close()
+            self.close_after_failure()
             raise lost
         return [outcomes[r] for r in range(self.gpus)]
 
@@ -266,6 +267,18 @@ class StoppedRanks:
                 with contextlib.suppress(OSError):
                     os.kill(self.processes[rank], signal.SIGKILL)
                 return
+
+
+def _stop(actors: Sequence[Any], session: Session | None) -> None:
+    """Kill actors, and stop a Ray of our own."""
+    ray = loaded()
+    if ray is None:
+        return
+    for actor in actors:
+        with contextlib.suppress(Exception):
+            ray.kill(actor)
+    if session is not None:
+        session.stop()
 
 
 def _import_ray() -> Any:
