@@ -77,7 +77,9 @@ TENSOR_RANKS = 2
 def readings(signs: Any, lang: int) -> str:
     """Every rule with the reading of its sign, a line each: what the question's answer is found from."""
     between = (": ", "：")[lang]
-    each = (f"{i}. {rule.text[lang]}{between}{rule.reading(signs):.3g}" for i, rule in enumerate(RULES, start=1))
+    each = (
+        f"{i}. {rule.text[lang]}{between}{rule.reading(signs):.3g}" for i, rule in enumerate(RULES, start=1)
+    )
     return "\n" + "\n".join(each) + "\n"
 
 
