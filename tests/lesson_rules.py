@@ -24,7 +24,7 @@ from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import Lesson, TaughtLesson
 from glasscluster.scenarios.teaching_plan import names_in, teaching_plan
 from glasscluster.scenarios.texts import BLANK
-from glasscluster.visualize.words import GLOSSARY
+from glasscluster.visualize.words import GLOSSARY, UNITS
 
 Complaints = list[str]
 
@@ -354,7 +354,7 @@ def figures_drawn(taught: Lesson, lab: Any) -> Complaints:
 KEPT = set(
     "max min sum log base key value token rank router block worker server push pull dispatch combine".split()
 )
-KEPT |= set("logit logits bsh sbh epoch actor torch amp networkx roofline core allowed query".split())
+KEPT |= set("dropout logit logits bsh sbh epoch actor torch amp networkx roofline core allowed query".split())
 KEPT |= {"all-gather", "all-reduce", "lm-evaluation-harness"}
 
 
@@ -365,11 +365,13 @@ def left_in_english(source: str) -> list[str]:
 
 
 def chinese_sources(taught: Lesson, lab: Any) -> Complaints:
-    """What rows and formulas name as their source stands in Chinese, too: base/sources_zh.toml."""
+    """What rows and formulas name as their source stands in Chinese, too (base/sources_zh.toml), and so do the
+    units of rows (visualize/words.py).
+    """
     sources = dict.fromkeys([taught.formula.source, *(row.source for row in lab.all_checks)])
-    return [
-        f"{source!r} is English: {left_in_english(source)}" for source in sources if left_in_english(source)
-    ]
+    found = [f"{s!r} is English: {left_in_english(s)}" for s in sources if left_in_english(s)]
+    units = {row.unit for row in lab.all_checks if re.search("[a-z]{3}", row.unit)} - UNITS.keys()
+    return found + [f"the unit {unit!r} has no Chinese" for unit in sorted(units)]
 
 
 OF_A_RUN: dict[str, Callable[[Lesson, Any], Complaints]] = {

@@ -184,9 +184,10 @@ def test_a_paper_without_a_title_is_found(tmp_path):
 def test_each_rule_of_a_run_fails_a_run_that_breaks_it(labs):
     taught, lab = find_lesson("B3"), labs("B3")
     idle = SimpleNamespace(ran={}, story=lab.story[:2], figures=[], all_checks=[])
-    english = SimpleNamespace(all_checks=[replace(lab.all_checks[0], source="one device, other batches")])
-    assert chinese_sources(taught, english) == [
-        "'one device, other batches' is English: ['one', 'device', 'other', 'batches']"
+    row = replace(lab.all_checks[0], source="one device, other batches", unit="furlongs")
+    assert chinese_sources(taught, SimpleNamespace(all_checks=[row])) == [
+        "'one device, other batches' is English: ['one', 'device', 'other', 'batches']",
+        "the unit 'furlongs' has no Chinese",
     ]
     assert code_ran(taught, idle)
     assert own_story(taught, idle)
