@@ -187,6 +187,24 @@ def test_nothing_is_asked_twice():
         assert len(request.names()) == len(set(request.names())), request
 
 
+def test_a_scenario_computes_with_one_thread_and_the_caller_keeps_its_own(tmp_path):
+    """Two threads on a busy machine spin for each other: a lesson took ten times as long."""
+    seen = []
+
+    @scenario("counts-threads", title=("Threads", "线程"))
+    def counts(lab):
+        """How many."""
+        seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        perform(counts, Lab(counts, "threads", "classroom"), {})
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -17,8 +17,8 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.find_scenario import find
 from glasscluster.scenarios.jobs import tuning
 from glasscluster.scenarios.lab import Lab, perform
+from glasscluster.sim.ranks.one_thread import one_thread
 from glasscluster.sim.run import Cluster
-from glasscluster.strategies.exchange.replica import one_thread
 from glasscluster.strategies.preference import alone, online, policy, ranks
 from glasscluster.strategies.preference.held import Held, Learner, make_model
 from glasscluster.strategies.preference.job import Tuning, place

@@ -8,9 +8,9 @@ from glasscluster.base.text import Said
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.text.data import batch, corpus
 from glasscluster.scenarios.lab import Lab, scenario
+from glasscluster.sim.ranks.one_thread import one_thread
 from glasscluster.strategies.exchange import parameter_server as ps
 from glasscluster.strategies.exchange.arrivals import Layout
-from glasscluster.strategies.exchange.replica import one_thread
 from glasscluster.strategies.exchange.virtual_clock import virtual
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge.single_device import train_one_device

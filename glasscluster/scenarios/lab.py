@@ -34,6 +34,7 @@ from glasscluster.scenarios.jobs.sources import check_data
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.scenarios.scenario import Scenario, scenario
 from glasscluster.scenarios.texts import Text, Texts, said
+from glasscluster.sim.ranks.one_thread import one_thread
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.plan import make_model, make_plan
@@ -666,7 +667,8 @@ def perform(scenario: Scenario, lab: Lab, options: dict[str, Any]) -> Lab:
         if name not in known:
             raise InputError(name, options[name], f"{scenario.name} has no such option", list(known))
     try:
-        scenario.function(lab, **options)
+        with one_thread():
+            scenario.function(lab, **options)
     except GlassError:
         raise
     except (Exception, SystemExit) as problem:

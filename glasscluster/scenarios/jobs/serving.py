@@ -15,9 +15,9 @@ from glasscluster.model.decoding.generate import generate
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights import hugging_face
 from glasscluster.scenarios.jobs.generation import skipped_check, text
+from glasscluster.sim.ranks.one_thread import one_thread
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.run import Cluster, Run
-from glasscluster.strategies.exchange.replica import one_thread
 from glasscluster.strategies.judge.check import TOLERANCE, difference
 from glasscluster.strategies.numerics.widths import WIDTH
 from glasscluster.strategies.serving import batching, generation, serving

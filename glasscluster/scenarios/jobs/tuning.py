@@ -12,8 +12,8 @@ from glasscluster.base.rows import Row
 from glasscluster.base.text import Said
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding import cache as caches
+from glasscluster.sim.ranks.one_thread import one_thread
 from glasscluster.sim.run import Cluster, Run
-from glasscluster.strategies.exchange.replica import one_thread
 from glasscluster.strategies.judge import check
 from glasscluster.strategies.numerics.widths import WIDTH
 from glasscluster.strategies.plan import make_model as make_gpt

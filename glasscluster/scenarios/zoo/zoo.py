@@ -21,7 +21,7 @@ from glasscluster.scenarios.jobs.trained import Trained
 from glasscluster.scenarios.jobs.training import counted_rows, equivalence_rows
 from glasscluster.scenarios.lab import Lab, scenario
 from glasscluster.scenarios.zoo.plants import PLANTS
-from glasscluster.strategies.exchange.replica import one_thread
+from glasscluster.sim.ranks.one_thread import one_thread
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import check
 from glasscluster.strategies.judge.check import TOLERANCE

@@ -25,7 +25,8 @@ from torch import Tensor
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.text.data import count_targets
 from glasscluster.sim.ranks.gpu import GPU
-from glasscluster.strategies.exchange.replica import Replica, one_thread
+from glasscluster.sim.ranks.one_thread import one_thread
+from glasscluster.strategies.exchange.replica import Replica
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.numerics.formats import DTYPES
 

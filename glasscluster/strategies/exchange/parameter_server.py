@@ -35,9 +35,10 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.model.text.data import count_targets
 from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.sim.ranks.one_thread import one_thread
 from glasscluster.sim.ranks.work import Work
 from glasscluster.strategies.exchange.arrivals import WORK, Arrivals, Layout
-from glasscluster.strategies.exchange.replica import Replica, one_thread
+from glasscluster.strategies.exchange.replica import Replica
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.check import difference, largest
 from glasscluster.strategies.numerics.formats import DTYPES

@@ -7,9 +7,6 @@ batch, so that the gradients of all parts add up to the batch's mean gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -19,17 +16,6 @@ from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.layout.units import make_unit
 from glasscluster.strategies.numerics.formats import DTYPES
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread, as ranks do. With more, sums would differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Replica:

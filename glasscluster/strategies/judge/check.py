@@ -12,13 +12,13 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from glasscluster.base.text import Said
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.text.mixture import Mixture
+from glasscluster.sim.ranks.one_thread import one_thread
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.single_device import Reference, train_one_device
 from glasscluster.strategies.numerics.bad_batch import SkipRule
@@ -66,9 +66,7 @@ def _reference(
     weights: str | None,
     skip: SkipRule,
 ) -> Reference:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         alone = Job(make_plan(global_batch=global_batch), model, steps, data, seed)
         batches, documents = (
             [alone.batch(s) for s in range(steps)],
@@ -77,8 +75,6 @@ def _reference(
         return train_one_device(
             model, batches, optimizer, clip, seed, weights=weights, documents=documents, skip=skip
         )
-    finally:
-        torch.set_num_threads(threads)
 
 
 def difference(a: Tensor, b: Tensor, floor: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glasscluster.strategies.exchange.replica import one_thread
+from glasscluster.sim.ranks.one_thread import one_thread
 from glasscluster.strategies.judge.check import difference, largest
 from glasscluster.strategies.preference import dpo, grpo, ppo, reward_model, sft
 from glasscluster.strategies.preference.cast import Tuned

@@ -18,7 +18,7 @@ from glasscluster.model.text.sampler import Sampler
 from glasscluster.model.text.texts import documents
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
-from glasscluster.strategies.exchange.replica import one_thread
+from glasscluster.sim.ranks.one_thread import one_thread
 from glasscluster.visualize.figures.plots import bars, lines
 
 NAMES = ("python", "english", "chinese", "noise")

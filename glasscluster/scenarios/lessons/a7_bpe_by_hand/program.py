@@ -20,7 +20,7 @@ from glasscluster.model.text.texts import bilingual
 from glasscluster.model.text.tokenizer import Tokenizer
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
-from glasscluster.strategies.exchange.replica import one_thread
+from glasscluster.sim.ranks.one_thread import one_thread
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.single_device import train_one_device
 from glasscluster.strategies.plan import make_model, make_plan

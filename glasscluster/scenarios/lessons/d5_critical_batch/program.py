@@ -10,7 +10,8 @@ import torch
 from glasscluster.model.text.data import batch, corpus
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
-from glasscluster.strategies.exchange.replica import Replica, one_thread
+from glasscluster.sim.ranks.one_thread import one_thread
+from glasscluster.strategies.exchange.replica import Replica
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import noise_scale as ns
 from glasscluster.strategies.judge.check import difference

@@ -32,7 +32,7 @@ from glasscluster.model.weights import hugging_face
 from glasscluster.scenarios.jobs import evaluation
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
-from glasscluster.strategies.exchange.replica import one_thread
+from glasscluster.sim.ranks.one_thread import one_thread
 from glasscluster.strategies.plan import make_model
 from glasscluster.strategies.serving import safety, scores
 from glasscluster.strategies.serving.evaluation import EvaluationJob, evaluate_rank

@@ -20,9 +20,9 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.model.text.data import batch, corpus
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
+from glasscluster.sim.ranks.one_thread import one_thread
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import hardware
-from glasscluster.strategies.exchange.replica import one_thread
 from glasscluster.strategies.judge.single_device import train_one_device
 from glasscluster.strategies.plan import make_model
 from glasscluster.strategies.serving.generation import phases

@@ -301,7 +301,7 @@ def lost_message(unmatched: Iterable[dict[tuple[int, int, int], int]]) -> Messag
     return None
 
 
-def one_thread() -> None:
+def with_one_thread() -> None:
     """Use one OpenMP thread on every rank; with several, sums could differ in their last bits."""
     torch.set_num_threads(1)
     with contextlib.suppress(RuntimeError):

@@ -20,7 +20,7 @@ from typing import Any
 from glasscluster.base import closing
 from glasscluster.base.errors import BackendUnavailable, GlassError, InputError, RankDied, RankStalled
 from glasscluster.sim.ranks.backends.meeting_point import MeetingPoint, open_meeting_point
-from glasscluster.sim.ranks.backends.process_group import lost_message, make_wire, one_thread
+from glasscluster.sim.ranks.backends.process_group import lost_message, make_wire, with_one_thread
 from glasscluster.sim.ranks.backends.ray_session import Session, loaded
 from glasscluster.sim.ranks.backends.siblings import STOPPED, state_of, stopped_rank
 from glasscluster.sim.ranks.collectives.registry import registered_elsewhere, take
@@ -39,7 +39,7 @@ class _Rank:
     def __init__(self, umask: int) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.umask(umask)  # the driver's; a Ray of our own runs with one that keeps its files to us
-        one_thread()
+        with_one_thread()
         self.wire: Any = None
         self.store: Any = None
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from glasscluster.base.errors import BackendUnavailable, GlassError, InputError, RankDied
-from glasscluster.sim.ranks.backends.process_group import GroupWire, lost_message, make_wire, one_thread
+from glasscluster.sim.ranks.backends.process_group import GroupWire, lost_message, make_wire, with_one_thread
 from glasscluster.sim.ranks.backends.siblings import Siblings, end_with_the_agent
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 
@@ -63,7 +63,7 @@ class TorchrunBackend:
 
     def start(self) -> GroupWire:
         """Enter the process group (objects travel over gloo also where tensors travel over NCCL)."""
-        one_thread()
+        with_one_thread()
         cuda = self.device == "cuda"
         if cuda:
             if not torch.cuda.is_available():
