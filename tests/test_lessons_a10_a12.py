@@ -202,9 +202,11 @@ def test_what_was_learnt_can_fail_row_by_row(monkeypatch, unlearnt):
         )
         return keys(failed("A12"))
 
-    assert rows("one", right=high) == {"one_right"}
-    assert rows("two", right=low) == {"two_right"}
-    assert rows("one_mlp", right=low) == {"mixed_right"}
+    assert rows("one", right=high) == {"one_right", "above_one"}
+    assert rows("two", right=low) == {"two_right", "above_one"}
+    assert rows("one_mlp", right=low) == {"mixed_right", "above_one"}
+    stuck = torch.cat([torch.tensor([0.8]), high[1:]])
+    assert rows("two", right=stuck) == set()
     assert rows("one", weight=torch.full((a12.SEEDS, 3, 2), 0.6)) == {"one_on_both"}
     assert rows("one", sum=torch.tensor(1.2)) == {"sum_of_weights"}
     monkeypatch.setattr(a12, "looking_up", looked_up)
@@ -218,6 +220,9 @@ def test_what_was_learnt_can_fail_row_by_row(monkeypatch, unlearnt):
     even = {**pruned(), "together": torch.linspace(0, 0.16, 9)[:, None].expand(-1, a12.SEEDS)}
     monkeypatch.setattr(a12, "pruning", lambda *_: even)
     assert keys(failed("A12")) == {"half_pruned", "all_pruned"}
+    late = {**pruned(), "alone": torch.tensor([0.0, 0.1])[None, :, None].expand(a12.SEEDS, -1, a12.PRUNED)}
+    monkeypatch.setattr(a12, "pruning", lambda *_: late)
+    assert keys(failed("A12")) == {"last_layer"}
 
 
 def test_the_cheapest_heads_are_pruned_first(monkeypatch):
