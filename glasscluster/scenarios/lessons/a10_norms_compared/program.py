@@ -359,7 +359,13 @@ def what_was_learnt(lab: Lab, losses: Any, shallow: int, layers: int, steps: int
     below = int((deep < post).sum())
     lab.row("pre_below_post", 2 * SEEDS, below, "measured", unit="trainings", **chance)
     lab.row(
-        "post_counts", 0, float((post[0] - counting).mean()), "measured", unit="nats", **chance, tolerance=0.1
+        "post_counts",
+        0,
+        float((post[0] - counting).mean()),
+        "measured",
+        unit="nats",
+        **chance,
+        tolerance=0.12,
     )
     lab.row("warm_up", 0, float(warm.mean()), "measured", unit="nats", **chance, tolerance=0.05)
     # the difference of a seed scatters by 0.03, that of three by 0.02
