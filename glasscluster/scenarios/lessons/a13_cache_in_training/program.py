@@ -283,24 +283,7 @@ def cache_in_training(lab: Lab, n: int = 32, chunk: int = 8, steps: int = 100) -
         raise InputError("chunk", chunk, f"cuts n = {n} tokens into two chunks or more, of one size", sizes)
     run = lab.run("forward", lab.text("forward"), program, n, also_on=("dgx-h100",), gpus=1)
     measured = of_gradients(n, chunk, lab.seed)
-    rounding: Values = {"unit": "relative", "tolerance": 1e-12}
-    same: Values = {"unit": "absolute", "tolerance": 1e-11}  # of sums of up to 2n losses
-    lab.row("token_by_token", 0, measured["token by token"], "a cache holds what would be computed", **same)
-    for size, difference in measured["kept"].items():
-        lab.row("kept", 0, difference, "the same function, float64", **rounding, size=size)
-    lab.row("relay", 0, measured["relay"], "2102.07988: dK and dV of later chunks", **rounding, size=chunk)
-    lab.row("parts", 0, measured["parts"], "the chain rule", **rounding, size=chunk)
-    lab.row("cut", 0, measured["cut"], "K, V and their constants side by side", **rounding, size=chunk)
-    for matrix in ("q", "out", "up", "down"):
-        lost = measured["lost"][1, matrix]
-        lab.row("last_layer_keeps", 0, lost, "no later token reads it", **rounding, matrix=NAMES[matrix])
-    for layer, matrix in ((1, "k"), (1, "v"), *((0, m) for m in MATRICES)):
-        yes = int(measured["lost"][layer, matrix] > 0.05)
-        lab.row("loses", 1, yes, "measured", unit="", layer=1 + layer, matrix=NAMES[matrix])
-    early, late = measured["stale"]
-    # a first step of AdamW moves every weight by its rate; what is not linear in that is of its order
-    ratio: Values = {"unit": "×", "match": "statistical", "tolerance": 5}
-    lab.row("stale", RATES[0] / RATES[1], early / late, "keys are smooth in the weights", **ratio)
+    compare(lab, measured, chunk)
     pairs, within = n * (n + 1) // 2, pairs_that_teach(n, chunk)
     expected = n // chunk * (chunk * (chunk + 1) // 2)
     lab.row("pairs_that_teach", expected, within, "n/c · c(c+1)/2", unit="pairs", n=n, size=chunk)
@@ -320,7 +303,30 @@ def cache_in_training(lab: Lab, n: int = 32, chunk: int = 8, steps: int = 100) -
     lab.conclude(**values)
     lab.explain()
     lab.own_number(**values)
-    lab.card(**cost, **said, early=early, late=late, rate=RATES[0], late_rate=RATES[1])
+    lab.card(**cost, **said, **dict(zip(("early", "late"), measured["stale"], strict=True)))
+    lab.card(rate=RATES[0], late_rate=RATES[1])
+
+
+def compare(lab: Lab, measured: Values, chunk: int) -> None:
+    """Rows of the gradients: which are the same, and which lose something."""
+    rounding: Values = {"unit": "relative", "tolerance": 1e-12}
+    same: Values = {"unit": "absolute", "tolerance": 1e-11}  # of sums of up to 2n losses
+    lab.row("token_by_token", 0, measured["token by token"], "a cache holds what would be computed", **same)
+    for size, difference in measured["kept"].items():
+        lab.row("kept", 0, difference, "the same function, float64", **rounding, size=size)
+    lab.row("relay", 0, measured["relay"], "2102.07988: dK and dV of later chunks", **rounding, size=chunk)
+    lab.row("parts", 0, measured["parts"], "the chain rule", **rounding, size=chunk)
+    lab.row("cut", 0, measured["cut"], "K, V and their constants side by side", **rounding, size=chunk)
+    for matrix in ("q", "out", "up", "down"):
+        lost = measured["lost"][1, matrix]
+        lab.row("last_layer_keeps", 0, lost, "no later token reads it", **rounding, matrix=NAMES[matrix])
+    for layer, matrix in ((1, "k"), (1, "v"), *((0, m) for m in MATRICES)):
+        yes = int(measured["lost"][layer, matrix] > 0.05)
+        lab.row("loses", 1, yes, "measured", unit="", layer=1 + layer, matrix=NAMES[matrix])
+    early, late = measured["stale"]
+    # a first step of AdamW moves every weight by its rate; what is not linear in that is of its order
+    ratio: Values = {"unit": "×", "match": "statistical", "tolerance": 5}
+    lab.row("stale", RATES[0] / RATES[1], early / late, "keys are smooth in the weights", **ratio)
 
 
 def costs(lab: Lab, run: Any, n: int) -> Values:
