@@ -21,7 +21,7 @@ HEAD = """# Formulas
 
 The code, its ledger rows and the lessons cite these as *Eq 1* to *Eq 42*. "Eq" with a capital and a number
 is always one of them; "equation 3" of some paper is that paper's own. Lessons are called by a letter and a
-number: F1, F3 and F4 are lessons, not formulas.
+number: F1, F3, F4 and F5 are lessons, not formulas.
 
 **Match** says how closely a formula is held against a run. *exact*: integers or bits equal the run's
 counters. *virtual*: equal in virtual time to 1e-9, under the assumptions of its domain. *statistical*:
