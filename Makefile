@@ -39,6 +39,7 @@ docs: $(DOCS)
 	$(BIN)/python docs/make_contract.py --check
 	$(BIN)/python docs/make_time.py --check
 	$(BIN)/python docs/make_readme.py --check
+	$(BIN)/python docs/make_notes.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site: build/docs/index.html"
 

@@ -21,7 +21,7 @@ def terms() -> dict[str, tuple[str, list[str]]]:
 
 def texts() -> dict[str, str]:
     """Path -> text of every file that says something in Chinese to a reader."""
-    files = [ROOT / "README.zh.md"]
+    files = [ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.zh.md"))]
     for ending in ("py", "toml", "html", "js"):
         files += sorted((ROOT / "glasscluster").rglob(f"*.{ending}"))
     read = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in files}
