@@ -318,3 +318,15 @@ def test_a_node_of_more_gpus_than_64_bits_count_is_refused(tmp_path, capsys):
     content = json.loads((tmp_path / "hw.json").read_text())
     (tmp_path / "hw.json").write_text(json.dumps({**content, "node_size": 1 << 64}))
     assert "node_size" in refused(capsys, "node_size", f"predict {SHAPE} --hardware {tmp_path / 'hw.json'}")
+
+
+@pytest.mark.parametrize("epsilon", [1e18, 1.5, 0, -1, float("nan"), float("inf")])
+def test_an_epsilon_that_drowns_what_it_is_added_to_is_refused(tmp_path, epsilon):
+    """The fuzzer saw a model with an epsilon of 1e18 generate: its norms give zeros."""
+    sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 8, "vocab_size": 32}
+    for given, right in ((1e-5, True), (epsilon, False)):
+        config = {"model_type": "gpt2", **sizes, "layer_norm_epsilon": given}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(SystemExit) as end:
+            main(["predict", "--model", str(tmp_path / "config.json")])
+        assert end.value.code == (0 if right else 2)

@@ -132,7 +132,7 @@ class ModelConfig(BaseModel):
     norm: Literal["layernorm", "rmsnorm", "scalenorm"] = Field(
         "layernorm", description="layer norm, without a mean, with one weight"
     )
-    norm_eps: float = Field(1e-5, gt=0, description="epsilon of the norms")
+    norm_eps: float = Field(1e-5, gt=0, le=1, description="epsilon of the norms")
     norm_position: Literal["pre", "post", "sandwich"] = Field(
         "pre", description="before a branch, behind its residual, or before the branch and behind it"
     )
