@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from test_cli import LESSON, glass
 
@@ -21,6 +22,7 @@ from glasscluster.cli import main
 from glasscluster.commands.app import app
 from glasscluster.commands.bodies import BODIES, body
 from glasscluster.model.config import ModelConfig
+from glasscluster.scenarios.lab import Lab, perform, scenario
 from glasscluster.scenarios.requests.predict import PredictRequest
 from glasscluster.scenarios.requests.train import TrainRequest
 from glasscluster.strategies.plan import PARTS, Plan
