@@ -18,13 +18,15 @@ from test_cli import LESSON, glass
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.requests import Request
+from glasscluster.base.text import Said
 from glasscluster.cli import main
 from glasscluster.commands.app import app
 from glasscluster.commands.bodies import BODIES, body
 from glasscluster.model.config import ModelConfig
-from glasscluster.scenarios.lab import Lab, perform, scenario
+from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.requests.predict import PredictRequest
 from glasscluster.scenarios.requests.train import TrainRequest
+from glasscluster.scenarios.scenario import Scenario
 from glasscluster.strategies.plan import PARTS, Plan
 
 COMMANDS = Path(import_module("glasscluster.commands").__path__[0])
@@ -193,11 +195,10 @@ def test_a_scenario_computes_with_one_thread_and_the_caller_keeps_its_own(tmp_pa
     """Two threads on a busy machine spin for each other: a lesson took ten times as long."""
     seen = []
 
-    @scenario("counts-threads", title=("Threads", "线程"))
-    def counts(lab):
-        """How many."""
+    def count(lab):
         seen.append(torch.get_num_threads())
 
+    counts = Scenario("counts", count, Said("Threads", "线程"))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
