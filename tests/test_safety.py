@@ -56,9 +56,9 @@ def test_a_slope_is_taken_off_and_a_byte_model_knows_what_it_has_read_alone():
 
 
 def test_facts_are_flagged_where_they_were_read_and_requests_keep_to_owners_that_were_met():
-    asked = facts(random.Random(1), 20)
-    text = plain(b"".join(item.context + item.choices[item.answer] for item in asked[:10]))
-    assert [contaminated(item, text) for item in asked] == [True] * 10 + [False] * 10
+    questions = facts(random.Random(1), 20)
+    text = plain(b"".join(item.context + item.choices[item.answer] for item in questions[:10]))
+    assert [contaminated(item, text) for item in questions] == [True] * 10 + [False] * 10
     met = {owner for owners in tasks.OWNERS.values() for owner in owners[: tasks.MET]}
     made = requests(random.Random(1), "refuse", 50, 0.5, met=True)
     assert {text.split()[1] for text in made} <= met
@@ -114,8 +114,8 @@ def test_a_slope_of_something_else_leaves_a_slope(monkeypatch):
     late: list[list[float]] = [
         [-1.5 * len(c) + draw.random() for c in choices_of(item)] for item in task.items
     ]
-    told = f3.check_length(made, task, late)
-    assert told["slope"] == pytest.approx(-1.5, abs=0.1)
+    values = f3.check_length(made, task, late)
+    assert values["slope"] == pytest.approx(-1.5, abs=0.1)
     assert failed(made) == set()
     honest = safety.slope
     monkeypatch.setattr(safety, "slope", lambda x, y: honest(x, y) / 2)

@@ -267,16 +267,16 @@ def check_leak(lab: Lab, items: int) -> dict[str, float]:
     flagged; returns what is told.
     """
     draw = random.Random(f"facts {lab.seed}")
-    asked = facts(draw, items)
-    planted = asked[: items // 2]
+    questions = facts(draw, items)
+    planted = questions[: items // 2]
     text = b"".join(item.context + item.choices[item.answer] for item in planted) + practice(lab.seed, 300)
     model, read = safety.ByteModel(text), plain(text)
-    flagged = [contaminated(item, read) for item in asked]
+    flagged = [contaminated(item, read) for item in questions]
     source = "every piece compared"
     lab.row("planted_flagged", len(planted), sum(flagged[: len(planted)]), source, unit="items")
     lab.row("others_flagged", 0, sum(flagged[len(planted) :]), source, unit="items")
-    values = [[model.loglikelihood(item.context, choice) for choice in item.choices] for item in asked]
-    right = [float(scores.chosen(v) == item.answer) for v, item in zip(values, asked, strict=True)]
+    values = [[model.loglikelihood(item.context, choice) for choice in item.choices] for item in questions]
+    right = [float(scores.chosen(v) == item.answer) for v, item in zip(values, questions, strict=True)]
     clean = [r for r, flag in zip(right, flagged, strict=True) if not flag]
     leaky = [r for r, flag in zip(right, flagged, strict=True) if flag]
     better = int(scores.mean(leaky) > scores.mean(clean)) if leaky and clean else 0

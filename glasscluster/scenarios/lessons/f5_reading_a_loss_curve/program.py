@@ -37,13 +37,13 @@ NEAR = ("missing-all-reduce", "gradients-not-divided", "dropout-in-evaluation")
 
 
 @lesson
-def reading_a_loss_curve(lab: Lab, asked: str = "drawn", steps: int = 24) -> None:
+def reading_a_loss_curve(lab: Lab, cause: str = "drawn", steps: int = 24) -> None:
     """A small GPT is trained twelve times on two ranks: once as it should be, and with eleven faults, one at
     a time. The curves are shown in an order that the seed draws; the probes come after them.
     """
-    if asked != "drawn" and asked not in SAID_BY_CURVE:
-        raise InputError("asked", asked, "is not a cause that a curve says", ["drawn", *SAID_BY_CURVE])
-    cause = asked if asked != "drawn" else SAID_BY_CURVE[lab.seed % len(SAID_BY_CURVE)]
+    if cause != "drawn" and cause not in SAID_BY_CURVE:
+        raise InputError("cause", cause, "is not one that a curve says", ["drawn", *SAID_BY_CURVE])
+    wanted = cause if cause != "drawn" else SAID_BY_CURVE[lab.seed % len(SAID_BY_CURVE)]
     order = [CURVE_CASES[i] for i in np.random.default_rng(lab.seed).permutation(len(CURVE_CASES))]
     curves: dict[str, Curve] = {}
     for case in order:
@@ -57,9 +57,9 @@ def reading_a_loss_curve(lab: Lab, asked: str = "drawn", steps: int = 24) -> Non
     distances = check_distances(lab, curves, list(again.values()))
     flat = check_flat(lab, curves, slow)
     probes = check_probes(lab, curves) | named_by_rules(lab, curves)
-    number = [case.name for case in order].index(cause) + 1
+    number = [case.name for case in order].index(wanted) + 1
     readings = Said(*(all_readings(lab, curves, lang) for lang in ("en", "zh")))
-    lab.ask("number", number, readings=readings, cause=Said(*CASES[cause].title), many=len(order))
+    lab.ask("number", number, readings=readings, cause=Said(*CASES[wanted].title), many=len(order))
     figures(lab, curves, distances)
     names: dict[str, Any] = {"faults": len(order) - 1, "alike": len(NEAR)}
     leak, repeated = curves["labels-not-shifted"], curves["repeated-data"]
