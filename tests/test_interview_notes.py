@@ -133,17 +133,20 @@ def test_a_row_that_failed_is_seen():
 
 # ---- what the file must have -------------------------------------------------------------------------------
 def loose(judged: Any) -> list[str]:
-    """The numbers with a tolerance within which nearly anything would do."""
+    """The numbers with a tolerance that is large for them, and on which the verdict may depend."""
     return [
         name
         for name, x in judged.numbers.items()
-        if x.within > (LOOSEST * abs(x.value) if x.value else 1e-9) and not judged_small(judged, name)
+        if x.within > (LOOSEST * abs(x.value) if x.value else 1e-9) and not firm(judged, name)
     ]
 
 
-def judged_small(judged: Any, name: str) -> bool:
-    """Whether a number is a small one that is compared with another, as a power near 0 with one near −1/2."""
-    return judged.numbers[name].within <= 0.05 and any(name in x.split() for x in judged.shows)
+def firm(judged: Any, name: str) -> bool:
+    """Whether what is shown of a number is true at both ends of its tolerance."""
+    number, printed = judged.numbers[name], {key: x.value for key, x in judged.numbers.items()}
+    about_it = [x for x in judged.shows if name in x.split()]
+    ends = [printed | {name: number.value + side * number.within} for side in (1, -1)]
+    return bool(about_it) and all(true_of(x, values) for x in about_it for values in ends)
 
 
 def typed(judged: Any, lang: str) -> list[str]:
@@ -173,6 +176,11 @@ def test_a_typed_number_and_a_loose_tolerance_are_seen():
     judged = next(x for x in NOTES.statements if x.lesson == "C3")
     name, number = next(iter(judged.numbers.items()))
     assert loose(replace(judged, numbers={name: replace(number, within=0.2 * number.value)}))
+    noisy = next(x for x in NOTES.statements if "become_zero" in x.rows)
+    assert firm(noisy, "scaled")
+    assert loose(
+        replace(noisy, numbers=noisy.numbers | {"scaled": replace(noisy.numbers["scaled"], within=63)})
+    )
     assert typed(replace(judged, why=Said("It is 3.7 S.", "")), "en") == ["3.7"]
     assert typed(replace(judged, why=Said("", "它是 3.7 S。")), "zh") == ["3.7"]
 
