@@ -100,6 +100,28 @@ def is_folder(path: str | Path) -> bool:
     return is_there(path, os.path.isdir)
 
 
+def stamp(*paths: str | Path | None) -> tuple[Any, ...]:
+    """Which files stand at these paths now, for whoever remembers what it has read there: another folder to
+    work in, another file or another content gives another stamp. Of a folder its files count.
+
+    A path of None, or that is not there, has a stamp as well: nothing is refused here.
+    """
+    return tuple(None if path is None else _stamp(Path(path)) for path in paths)
+
+
+def _stamp(path: Path) -> tuple[Any, ...]:
+    try:
+        about = os.stat(path)
+        inside = sorted(path.iterdir()) if stat.S_ISDIR(about.st_mode) else [path]
+        files = ((file.name, os.stat(file)) for file in inside)
+        return (
+            os.path.abspath(path),
+            *((name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in files),
+        )
+    except (OSError, ValueError):  # ValueError: a name with a zero character
+        return (str(path),)
+
+
 def check_regular(field: str, path: str | Path) -> None:
     """Refuse a pipe, a device or a folder before somebody else's reader waits for it; a missing file passes.
 
