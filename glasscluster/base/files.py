@@ -15,9 +15,9 @@ the file, makes the disk keep it, and renames: whoever looks sees the old file o
 
 Every reader and every writer of such a set calls `finish` first.
 
-A killed writer leaves its folder .glass-writing-XXXX behind. Each is locked (flock) by the process that writes
-in it, and the kernel takes the lock away when that process ends, however it does: the next writer to the same
-place removes those without a lock (`remove_left`), and never one of a writer that lives.
+A killed writer leaves its folder .glass-writing-XXXX behind. Each is locked (flock) by the process that
+writes in it, and the kernel takes the lock away when that process ends, however it does: the next writer to
+the same place removes those without a lock (`remove_left`), and never one of a writer that lives.
 """
 
 from __future__ import annotations
@@ -323,7 +323,8 @@ def replacing_together(folder: str | Path, field: str = "out", without: Sequence
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """Give a new folder to write in, which goes at the end with what is still in it; killed writers' go first.
+    """Give a new folder to write in, which goes at the end with what is still in it; first those of killed
+    writers go.
 
     Raises:
         OSError: it cannot be made.

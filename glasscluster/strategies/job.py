@@ -40,7 +40,7 @@ class Job:
     loss_scale: ScaleRule = field(default_factory=ScaleRule)
     weights: str | None = None
     observers: tuple[Callable[[], Observer], ...] = ()
-    # which files `data` and `weights` were when the job was made: a run reads them once, and the next run anew
+    # which files `data` and `weights` were when the job was made: a run reads them once, the next run anew
     files: tuple[Any, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
