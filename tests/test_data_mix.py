@@ -326,3 +326,34 @@ def test_the_built_in_texts_say_the_same_in_two_languages():
     assert len(pairs) > 500
     assert [len(documents(name)) for name in ("english", "chinese")] == [len(pairs)] * 2
     assert sum(len(zh) for _, zh in pairs) < sum(len(en) for en, _ in pairs) / 2
+
+
+def test_a_file_that_is_another_one_in_the_next_run_is_read_anew(tmp_path, monkeypatch):
+    """The fuzzer saw a broken tokenizer.json taken: an earlier one of the same path was remembered."""
+
+    def first(data):
+        job = Job(make_plan(), make_model("tiny", seq=8, vocab=300), data=data)
+        return [job.batch(0)[0].tolist() for _ in range(2)]
+
+    def of(letter, folder):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        files = {"text.txt": letter * 100, "texts/one.txt": letter * 100}
+        for name, text in files.items():
+            (tmp_path / folder / name).parent.mkdir(exist_ok=True)
+            (tmp_path / folder / name).write_text(text)
+        Tokenizer.train([letter.encode() * 64], 257 + "abc".index(letter)).save(
+            tmp_path / folder / "tok.json"
+        )
+        mixed = [Mixture((("text.txt", 1.0),)), Mixture((("texts", 1.0),))]
+        mixed.append(Mixture((("text.txt", 1.0),), "tok.json"))
+        return [first(data) for data in ("text.txt", *mixed)]
+
+    a, b, elsewhere = of("a", "here"), of("b", "here"), of("c", "there")
+    for one, two, three in zip(a, b, elsewhere, strict=True):
+        assert one[0] == one[1]
+        assert one != two
+        assert three not in (one, two)
+    (tmp_path / "there" / "tok.json").write_text("no JSON at all")
+    with pytest.raises(Exception, match="no JSON"):
+        first(Mixture((("text.txt", 1.0),), "tok.json"))

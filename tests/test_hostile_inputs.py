@@ -330,3 +330,11 @@ def test_an_epsilon_that_drowns_what_it_is_added_to_is_refused(tmp_path, epsilon
         with pytest.raises(SystemExit) as end:
             main(["predict", "--model", str(tmp_path / "config.json")])
         assert end.value.code == (0 if right else 2)
+
+
+@pytest.mark.parametrize("out", ["", ".", "/", "..", "a/.."])
+def test_a_schedule_s_file_without_a_name_is_refused(capsys, out):
+    with pytest.raises(SystemExit) as end:
+        main(["schedule", "1f1b", "--pp", "2", "--micro-batches", "4", "--out", out])
+    assert end.value.code == 2
+    assert "must end in .html" in capsys.readouterr().err

@@ -15,9 +15,9 @@ the file, makes the disk keep it, and renames: whoever looks sees the old file o
 
 Every reader and every writer of such a set calls `finish` first.
 
-A killed writer leaves its folder .glass-writing-XXXX behind. Each is locked (flock) by the process that writes
-in it, and the kernel takes the lock away when that process ends, however it does: the next writer to the same
-place removes those without a lock (`remove_left`), and never one of a writer that lives.
+A killed writer leaves its folder .glass-writing-XXXX behind. Each is locked (flock) by the process that
+writes in it, and the kernel takes the lock away when that process ends, however it does: the next writer to
+the same place removes those without a lock (`remove_left`), and never one of a writer that lives.
 """
 
 from __future__ import annotations
@@ -98,6 +98,28 @@ def is_file(path: str | Path) -> bool:
 def is_folder(path: str | Path) -> bool:
     """Whether a folder of this name is there."""
     return is_there(path, os.path.isdir)
+
+
+def stamp(*paths: str | Path | None) -> tuple[Any, ...]:
+    """Which files stand at these paths now, for whoever remembers what it has read there: another folder to
+    work in, another file or another content gives another stamp. Of a folder its files count.
+
+    A path of None, or that is not there, has a stamp as well: nothing is refused here.
+    """
+    return tuple(None if path is None else _stamp(Path(path)) for path in paths)
+
+
+def _stamp(path: Path) -> tuple[Any, ...]:
+    try:
+        about = os.stat(path)
+        inside = sorted(path.iterdir()) if stat.S_ISDIR(about.st_mode) else [path]
+        files = ((file.name, os.stat(file)) for file in inside)
+        return (
+            os.path.abspath(path),
+            *((name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in files),
+        )
+    except (OSError, ValueError):  # ValueError: a name with a zero character
+        return (str(path),)
 
 
 def check_regular(field: str, path: str | Path) -> None:
@@ -301,7 +323,8 @@ def replacing_together(folder: str | Path, field: str = "out", without: Sequence
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """Give a new folder to write in, which goes at the end with what is still in it; killed writers' go first.
+    """Give a new folder to write in, which goes at the end with what is still in it; first those of killed
+    writers go.
 
     Raises:
         OSError: it cannot be made.

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import stamp
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.text.captions import captioned
@@ -39,6 +40,12 @@ class Job:
     loss_scale: ScaleRule = field(default_factory=ScaleRule)
     weights: str | None = None
     observers: tuple[Callable[[], Observer], ...] = ()
+    # which files `data` and `weights` were when the job was made: a run reads them once, the next run anew
+    files: tuple[Any, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        data = self.data if isinstance(self.data, str) else None
+        object.__setattr__(self, "files", stamp(data, self.weights))
 
     @property
     def optimizer(self) -> Optimizer:
@@ -54,7 +61,14 @@ class Job:
             tokens, targets, *_ = self.data.batch(step, self.plan.global_batch, m.seq, m.vocab, self.seed)
             return objective(tokens, targets, m, step, self.seed)
         return objective(
-            *batch(corpus(self.data), step, self.plan.global_batch, m.seq, m.vocab, self.seed),
+            *batch(
+                corpus(self.data, self.files[:1] if self.data else ()),
+                step,
+                self.plan.global_batch,
+                m.seq,
+                m.vocab,
+                self.seed,
+            ),
             m,
             step,
             self.seed,

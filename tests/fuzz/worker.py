@@ -51,10 +51,8 @@ def redirect(folder: Path) -> None:
 def one(folder: str, words: list[str]) -> dict[str, Any]:
     """Run one command line in a folder."""
     from glasscluster.cli import main
-    from glasscluster.model.text.data import corpus
 
     os.chdir(folder)
-    corpus.cache_clear()  # it remembers texts by path, and here every case has another data.txt
     redirect(Path(folder))
     forget_peak()
     escaped, code, began = None, None, time.process_time()

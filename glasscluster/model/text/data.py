@@ -7,6 +7,7 @@ from __future__ import annotations
 import sysconfig
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,11 @@ LIMIT = 4_000_000
 
 
 @lru_cache(maxsize=4)
-def corpus(path: str | None = None) -> np.ndarray:
-    """Bytes of a file, or of the standard library's top-level sources in alphabetical order (first 4 MB)."""
+def corpus(path: str | None = None, _stamp: tuple[Any, ...] = ()) -> np.ndarray:
+    """Bytes of a file, or of the standard library's top-level sources in alphabetical order (first 4 MB).
+
+    They are read once for each stamp (`base.files.stamp`) of the file.
+    """
     if path is not None:
         return np.frombuffer(read_bytes("data", path), dtype=np.uint8)
     pieces, size = [], 0

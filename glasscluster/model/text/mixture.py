@@ -15,14 +15,15 @@ But: a source is read and cut into tokens as a whole, in every process.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from glasscluster.base.files import stamp
 from glasscluster.model.parallel import IGNORE
 from glasscluster.model.text.packing import Packed, best_fit
 from glasscluster.model.text.sampler import BLOCK, Sample, Sampler
@@ -53,6 +54,11 @@ class Mixture:
     tokenizer: str | None = None
     packed: bool = False
     block: int = BLOCK
+    # which files these were when the mixture was made: a run reads them once, and the next run anew
+    files: tuple[Any, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", stamp(*(name for name, _ in self.sources), self.tokenizer))
 
     def batch(self, step: int, sequences: int, seq: int, vocab: int, seed: int) -> Batch:
         """The global batch of a step; depends on (seed, step) alone. Without a tokenizer bytes are taken

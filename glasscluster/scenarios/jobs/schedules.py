@@ -32,7 +32,7 @@ def schedule_command(request: ScheduleRequest) -> dict[str, Any]:
 def schedule_of(request: ScheduleRequest) -> dict[str, Any]:
     """The `glass.schedule/1` object of a request."""
     if request.out is not None and Path(request.out).suffix.lower() not in ENDINGS:
-        stem = Path(request.out).with_suffix("").name or "schedule"
+        stem = Path(request.out).stem or "schedule"  # with_suffix raises where there is no name
         rule = f"must end in {', '.join(ENDINGS)}: a page with the schedule drawn, or a list to read back"
         raise InputError("out", request.out, rule, [f"{stem}{ending}" for ending in ENDINGS])
     schedule, metrics = judged(request)

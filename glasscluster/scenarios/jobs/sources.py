@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.files import is_there, read_bytes
+from glasscluster.base.files import is_there, read_bytes, stamp
 from glasscluster.model.text.data import corpus
 from glasscluster.model.text.mixture import Mixture, read
 
@@ -94,7 +94,7 @@ def folded(data: Data, seq: int, vocab: int) -> str | None:
         sources = zip(data.sources, read(data, seq).sources, strict=True)
         largest = {name: source.largest for (name, _), source in sources}
     else:
-        largest = {data or "the built-in text": int(corpus(data).max())}
+        largest = {data or "the built-in text": int(corpus(data, stamp(data) if data else ()).max())}
     names = [name for name, byte in largest.items() if byte >= vocab]
     if not names:
         return None

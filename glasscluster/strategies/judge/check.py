@@ -51,6 +51,7 @@ def reference_for(job: Job) -> Reference:
         plan.clip,
         job.weights,
         plan.skip_rule,
+        job.files,
     )
 
 
@@ -65,6 +66,7 @@ def _reference(
     clip: float,
     weights: str | None,
     skip: SkipRule,
+    _files: tuple[Any, ...],
 ) -> Reference:
     with one_thread():
         alone = Job(make_plan(global_batch=global_batch), model, steps, data, seed)
