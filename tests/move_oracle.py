@@ -570,11 +570,14 @@ LIBRARY = ("--gpus 8 --size 64MiB", "--gpus 16 --size 1GiB", "--gpus 24 --size 3
 LESSONS = (
     *(
         "L0",
-        *(f"A{n}" for n in range(1, 10)),
+        *(f"A{n}" for n in range(1, 15)),
         *(f"B{n}" for n in range(1, 8)),
         *(f"C{n}" for n in range(1, 8)),
     ),
-    *(*(f"D{n}" for n in range(1, 7)), *(f"E{n}" for n in range(1, 12)), "F1", "F3", "F4", "G1", "G2", "G3"),
+    *(f"D{n}" for n in range(1, 7)),
+    *(f"E{n}" for n in range(1, 12)),
+    *(f"F{n}" for n in (1, 3, 4, 5)),
+    *(f"G{n}" for n in range(1, 4)),
 )
 BUGS = (
     *("norms-not-summed", "loss-scaled-by-tp", "experts-doubled", "cp-averaged", "padding-is-a-token"),
