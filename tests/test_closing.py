@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -35,11 +39,11 @@ def dies(gpu):
     gpu.comm.barrier()
 
 
-@pytest.mark.ray
-def test_an_error_of_ray_s_ranks_comes_before_ray_has_stopped(monkeypatch):
+def with_a_slow_end(slow: float = 2.0) -> None:
+    """Two runs that fail, on a Ray of this process's own whose end takes long."""
     from glasscluster.sim.ranks.backends import ray_actors
 
-    slow, stopped = 2.0, []
+    stopped: list[float] = []
     stop = ray_actors.Session.stop
 
     def slowly(self):
@@ -47,7 +51,7 @@ def test_an_error_of_ray_s_ranks_comes_before_ray_has_stopped(monkeypatch):
         stop(self)
         stopped.append(time.monotonic())
 
-    monkeypatch.setattr(ray_actors.Session, "stop", slowly)
+    ray_actors.Session.stop = slowly
     with closing.last_word_first():
         with pytest.raises(RankDied, match="on purpose"):
             Cluster("classroom", 2, "ray").run(dies)
@@ -60,3 +64,20 @@ def test_an_error_of_ray_s_ranks_comes_before_ray_has_stopped(monkeypatch):
             Cluster("classroom", 2, "ray").run(dies)
         assert Cluster("classroom", 2, "ray").run(lambda gpu: gpu.rank).results == [0, 1]
     assert len(stopped) == 3
+
+
+@pytest.mark.ray
+@pytest.mark.soak  # starts and stops Ray three times
+def test_an_error_of_ray_s_ranks_comes_before_ray_has_stopped():
+    """In a process of its own: this one may hold the shared Ray."""
+    script = "import test_closing; test_closing.with_a_slow_end()"
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
