@@ -33,7 +33,7 @@ def shoot(
 ) -> None:
     """One picture of a view: the whole page, or the element that `what` selects."""
     page = browser.new_page(viewport={"width": 1360, "height": height}, reduced_motion="reduce")
-    page.goto(page_file.as_uri() + "#" + view)
+    page.goto(page_file.as_uri() + "#" + view, timeout=180_000)  # ms
     page.wait_for_timeout(2500)
     if name == "what-if":
         page.evaluate(SLOWER)

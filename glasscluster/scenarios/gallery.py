@@ -67,8 +67,11 @@ def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Pat
 
 
 def _thumbnail(lab: Lab, title: str) -> str:
-    """The timeline of the largest run that trained, or a lesson's first figure where nothing trains."""
-    trained = [e.run.timeline for e in lab.entries if (e.run.graph.phase == FORWARD).any()]
+    """The timeline of the largest run that trained on several ranks (one rank's is a single bar), else the
+    lesson's first figure.
+    """
+    several = [e.run for e in lab.entries if e.run.graph.ranks > 1]
+    trained = [run.timeline for run in several if (run.graph.phase == FORWARD).any()]
     if trained or not lab.figures:
         return timeline_svg(
             max(trained or [e.run.timeline for e in lab.entries], key=lambda t: len(t.graph)), title
