@@ -181,7 +181,7 @@ CATALOGUE: dict[str, Said] = {
     "step_time": Said("One step on {hardware}", "一步的时间（{hardware}）"),
     "sent_gpu": Said("Sent per GPU", "每卡发送"),
     "memory_gpu": Said("Peak memory per GPU", "每卡峰值显存"),
-    "comparison": Said("The same model, the same batch, side by side", "同一模型、同一批数据的并排比较"),
+    "comparison": Said("The runs, side by side", "各次运行的并排比较"),
     "chunk": Said("chunk", "块"),
     "chunk_axis": Said("chunk of the buffer ({size} each)", "缓冲区的块（每块 {size}）"),
     "steps_done": Said("steps done:", "已完成步数："),

@@ -73,9 +73,9 @@ def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
     mha, gqa = models["MHA"], models["GQA"]
     mla = models["MLA"]
     lab.row("mha_over_gqa", 4, mha.a_user / gqa.a_user, "a / n_kv = 32 / 8", unit="×")
-    saved, source = 2 * 32 * 4096 * 2 * (32 - 8) * 128, "columns of K and V: 2·L·h·2(a − n_kv)d"
+    saved, source = 2 * 32 * 4096 * 2 * (32 - 8) * 128, "K and V: 2·L·h·2(a − n_kv)d; hidden h, query heads a"
     lab.row("flops_saved", saved, mha.flops - gqa.flops, source, unit="FLOPs")
-    source = "scores and sum: 2·L·a·2d FLOPs; MLA: 2·L·a·(2d_c + d_R)"
+    source = "scores and sum: 2·L·a·2d FLOPs, query heads a; MLA: 2·L·a·(2d_c + d_R)"
     for kind, columns in (("MHA", 2 * 128), ("MLA", 2 * 512 + 64)):
         counted, expected = models[kind].flops_of_context, 2 * 32 * 32 * columns
         lab.row("flops_of_context", expected, counted, source, unit="FLOPs", name=kind)
@@ -96,10 +96,12 @@ def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
     lab.figure("users_that_fit", users_that_fit)
     kilobytes: dict[str, Any] = {kind.lower(): model.a_user / 8192 / 1e3 for kind, model in models.items()}
     lab.tell("bytes_of_a_token", **kilobytes)
-    lab.tell("users", **users)
-    lab.tell("gqa", smaller=mha.a_user / gqa.a_user, gqa_less=mha.flops / gqa.flops)
+    weights: dict[str, Any] = {f"{kind.lower()}_weights": m.weights / 1e9 for kind, m in models.items()}
+    lab.tell("users", **users, **weights)
+    lab.tell("gqa", smaller=mha.a_user / gqa.a_user, gqa_less=mha.flops / gqa.flops, short=CONTEXTS[0])
     equal = CONTEXTS[0] + (mha.flops - mla.flops) / (mla.flops_of_context - mha.flops_of_context)
-    lab.tell("mla", short=CONTEXTS[0], mla_short=mla.flops / mha.flops, equal=round(equal))
+    heads = {"latent": 512 + 64, "d": 128}  # elements that a query is multiplied with: MLA's, MHA's
+    lab.tell("mla", short=CONTEXTS[0], mla_short=mla.flops / mha.flops, equal=round(equal), **heads)
     lab.tell("small_models", view="tab=memory&run=MLA")
     lab.conclude(**users)
     lab.explain()
@@ -110,6 +112,7 @@ def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
         smaller=mha.a_user / gqa.a_user,
         less=(1 - gqa.flops / mha.flops),
         more=seventy.heads // seventy.key_heads,
+        short=CONTEXTS[0],
     )
     lab.card(latent=512, rotary=64, long=8192, mla_long=mla.at(8192) / mha.at(8192))
 

@@ -135,9 +135,9 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     ratio = last["post"][-1] / last["pre"][-1]
     largest = {kind: largest_layer(measured["gradients"][kind, layers]) for kind in ("pre", "post")}
     lab.row(
-        "largest_layer", 1, largest["pre"][0], "nothing of the stream lies below it", unit="layer", **chance
+        "largest_layer", 1, largest["pre"][0], "no branch is in the stream before it", unit="layer", **chance
     )
-    lab.ask("ratio", ratio, layers=layers)
+    lab.ask("ratio", ratio, layers=layers, branches=2 * layers)
     figures(lab, measured["gradients"], grown, last, depths)
     deepest = {kind: values[-1] for kind, values in last.items()}
     values: dict[str, Any] = {"last_post": deepest["post"], "last_pre": deepest["pre"], "root": layers**0.5}
@@ -147,8 +147,10 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     where: dict[str, Any] = {f"largest_{kind}": layer for kind, (layer, _) in largest.items()}
     where |= {f"first_{kind}": over for kind, (_, over) in largest.items()}
     lab.tell("where_largest", view="tab=story", **where)
-    lab.card(**where)
-    lab.tell("rms_norm", view="tab=ledger", last_rms=deepest["pre, RMSNorm"], last_pre=deepest["pre"])
+    norms: dict[str, Any] = {"last_rms": deepest["pre, RMSNorm"], "last_pre": deepest["pre"]}
+    lab.card(**where, **norms)
+    lab.tell("rms_norm", view="tab=ledger", **norms)
+    lab.tell("sandwich", view="tab=story", stream=grown["sandwich"][-1])
     lab.conclude(ratio=ratio, layers=layers)
     lab.explain()
     lab.own_number(ratio=ratio, layers=layers)
