@@ -657,7 +657,7 @@ def machine() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def stored() -> dict[str, Any]:
-    """The file: `made_on`, and `items`: key -> argv, seconds, content."""
+    """The file: `items`: key -> argv, seconds, the machine that it was made on, content."""
     return json.loads(lzma.decompress(STORED.read_bytes()))
 
 
@@ -665,7 +665,7 @@ def save(content: dict[str, Any]) -> None:
     """Write the file, an item a line."""
     each = {k: json.dumps(unsized(v), ensure_ascii=False) for k, v in content["items"].items()}
     lines = ",\n".join(f"{json.dumps(key)}: {item}" for key, item in each.items())
-    written = f'{{"made_on": {json.dumps(content["made_on"])}, "items": {{\n{lines}\n}}}}\n'
+    written = f'{{"items": {{\n{lines}\n}}}}\n'
     STORED.write_bytes(lzma.compress(written.encode(), preset=9))
 
 
@@ -731,9 +731,10 @@ def chosen(words: list[str], keys: list[str]) -> list[str]:
 def check(keys: list[str], say: Callable[[str], None] = lambda text: None) -> Comparison:
     """Produce these items anew and compare them with what is stored."""
     known = stored()
-    judged = Comparison(Names.read(), machine() == known["made_on"])
+    judged = Comparison(Names.read())
     for key in keys:
         item = known["items"][key]
+        judged.same_machine = machine() == item["made_on"]
         begun = time.process_time()
         before = len(judged.differences)
         judged.item(key, item["content"], produce(item["argv"], kind_of(key)))
@@ -750,8 +751,10 @@ def told(judged: Comparison) -> str:
     for key, path, old, new, why in judged.meant:
         lines.append(f"meant   {key}  {path}: {brief(old)} -> {brief(new)} ({why})")
     lines += [f"new     {what} (first in {key})" for what, key in sorted(judged.added.items())]
-    if not judged.same_machine:
-        lines.append(f"made on {stored()['made_on']}, this is {machine()}: computed values were not compared")
+    elsewhere = {json.dumps(i["made_on"]) for i in stored()["items"].values() if i["made_on"] != machine()}
+    lines += [
+        f"made on {m}, this is {machine()}: computed values were not compared" for m in sorted(elsewhere)
+    ]
     return "\n".join(lines)
 
 
@@ -764,9 +767,14 @@ def write(words: list[str], say: Callable[[str], None]) -> None:
         begun = time.process_time()
         content = produce(asked[key], kind_of(key))
         seconds = time.process_time() - begun
-        made[key] = {"argv": asked[key], "seconds": round(seconds, 2), "content": content}
+        made[key] = {
+            "argv": asked[key],
+            "seconds": round(seconds, 2),
+            "made_on": machine(),
+            "content": content,
+        }
         say(f"{seconds:7.2f} s  {key}  exits {sorted({c['exit'] for c in content})}")
-    save({"made_on": machine(), "items": {k: made[k] for k in asked if k in made}})
+    save({"items": {k: made[k] for k in asked if k in made}})
     seconds = sum(v["seconds"] for v in made.values())
     say(f"{len(made)} items, {STORED.stat().st_size / 1e6:.2f} MB, {seconds:.0f} s")
 

@@ -100,7 +100,10 @@ def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
     lab.tell("users", **users, **weights)
     lab.tell("gqa", smaller=mha.a_user / gqa.a_user, gqa_less=mha.flops / gqa.flops, short=CONTEXTS[0])
     equal = CONTEXTS[0] + (mha.flops - mla.flops) / (mla.flops_of_context - mha.flops_of_context)
-    heads = {"latent": 512 + 64, "d": 128}  # elements that a query is multiplied with: MLA's, MHA's
+    heads: dict[str, Any] = {
+        "latent": 512 + 64,
+        "d": 128,
+    }  # elements that a query is multiplied with: MLA's, MHA's
     lab.tell("mla", short=CONTEXTS[0], mla_short=mla.flops / mha.flops, equal=round(equal), **heads)
     lab.tell("small_models", view="tab=memory&run=MLA")
     lab.conclude(**users)
