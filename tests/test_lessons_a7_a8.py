@@ -21,7 +21,7 @@ PLACES = (
     "numbers read twice by going on with 3 ranks instead of 4",
 )
 OWN_PLACES = {
-    f"numbers {what} if 4 ranks had saved places of their own and {others} went on"
+    f"numbers {what} if 4 strided ranks had saved places of their own and {others} went on"
     for what, others in (("read twice", 3), ("never read", 8))
 }
 OTHER = "rows that are not those of a run without the stop, 3 ranks"

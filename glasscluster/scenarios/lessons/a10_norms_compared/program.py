@@ -282,12 +282,14 @@ def norms_compared(
     finding = what_was_learnt(lab, losses, shallow, layers, steps)
     figures(lab, measured["disturbed"], gradients, losses, counting_bytes(steps, lab.seed))
     batch_norm = measured["disturbed"]["batch"]
-    lab.tell("reach", view="tab=story", reach=reach["batch"], b=b, s=s, layer=reach["layer"], h=h)
+    marked = {"sequence": b, "token": 1 + s // 2}  # what `disturbed` changes, counted from 1
+    lab.tell("reach", view="tab=story", reach=reach["batch"], b=b, s=s, layer=reach["layer"], h=h, **marked)
     lab.tell(
         "elsewhere", view="tab=ledger", **{k: batch_norm[k] for k in ("other_sequences", "earlier_tokens")}
     )
     lab.tell("one_token", view="tab=ledger", one_token=measured["one_token"])
-    lab.tell("gradients", view="tab=story", **{f"fall_{name}": value for name, value in fall.items()})
+    falls = {f"fall_{name}": value for name, value in fall.items()}
+    lab.tell("gradients", view="tab=story", deepest=2 * layers, **falls)
     lab.tell("trained", view="tab=story", layers=layers, shallow=shallow, steps=steps, **finding)
     lab.card(
         others=batch_norm["other_sequences"],
@@ -374,6 +376,7 @@ def what_was_learnt(lab: Lab, losses: Any, shallow: int, layers: int, steps: int
     return {
         "best_pre": best[0],
         "best_post": best[1],
+        "difference": best[0] - best[1],
         "least": min(ended),
         "most": max(ended),
         "deep_pre": float(deep[0].mean()),
@@ -403,8 +406,7 @@ def figures(lab: Lab, moved: dict[str, Any], gradients: Any, losses: Any, counti
         return cells_figure([Table("", names, columns, [[str(n) for n in row] for row in counts], fill)])
 
     def by_layer(lang: str) -> Any:
-        shown = {name: values for name, values in gradients.items() if name != "group_sequence"}
-        series = {lab.word(name, lang): (range(1, 1 + len(values)), values) for name, values in shown.items()}
+        series = {lab.word(name, lang): (range(1, 1 + len(v)), v) for name, v in gradients.items()}
         return lines(series, lab.word("number_of_layer", lang), lab.word("gradient_norm", lang), log_y=True)
 
     def by_rate(lang: str) -> Any:
@@ -428,11 +430,12 @@ def figures(lab: Lab, moved: dict[str, Any], gradients: Any, losses: Any, counti
         }
         return bars(names, series, lab.word("loss", lang))
 
-    lab.figure("shared", shared)
+    b, s = (len(places) for places in (moved["layer"]["changed"], moved["layer"]["changed"][0]))
+    lab.figure("shared", shared, sequence=b, token=1 + s // 2)
     lab.figure("hears", hears)
     lab.figure("by_rate", by_rate, seeds=SEEDS)
     lab.figure("warmed", warmed, rate=RATES[-1])
-    lab.figure("by_layer", by_layer)
+    lab.figure("by_layer", by_layer, deepest=len(gradients["layer"]))
 
 
 def reach_table(lab: Lab, name: str, moved: dict[str, Any], lang: str) -> Table:

@@ -73,7 +73,8 @@ def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
     mha, gqa = models["MHA"], models["GQA"]
     mla = models["MLA"]
     lab.row("mha_over_gqa", 4, mha.a_user / gqa.a_user, "a / n_kv = 32 / 8", unit="×")
-    saved, source = 2 * 32 * 4096 * 2 * (32 - 8) * 128, "K and V: 2·L·h·2(a − n_kv)d; hidden h, query heads a"
+    source = "K and V: 2·L·h·2(a − n_kv)d; hidden h, query heads a"
+    saved = 2 * 32 * 4096 * 2 * (32 - 8) * 128
     lab.row("flops_saved", saved, mha.flops - gqa.flops, source, unit="FLOPs")
     source = "scores and sum: 2·L·a·2d FLOPs, query heads a; MLA: 2·L·a·(2d_c + d_R)"
     for kind, columns in (("MHA", 2 * 128), ("MLA", 2 * 512 + 64)):

@@ -94,12 +94,13 @@ def data_mix(lab: Lab, ranks: int = 4, others: int = 3, stopped: int = 3, seq: i
     sizes: dict[str, Any] = {"ranks": ranks, "others": others}
     lab.tell("stopped", view="tab=ledger", stopped=stopped, **sizes, read=read_so_far)
     places = check_own_places(lab, ranks, others, batch // ranks * stopped)
-    lab.tell("own_places", **places)
+    resumed = {f"resume_{what}": places["place"] * n for what, n in (("fewer", others), ("more", 2 * ranks))}
+    lab.tell("own_places", **places, **resumed, batch=batch, ranks=ranks, last=read_so_far - 1)
     loss = float(trained.run.results[-1].losses[0])
     lab.tell("first_step", view="tab=checks&run=mixed", ranks=ranks, loss=loss)
     lab.conclude(**read_by_source, **sizes)
     lab.explain()
-    lab.card(**places, ranks=ranks)
+    lab.card(**places, ranks=ranks, block=order.block)
     lab.own_number(**read_by_source)
 
 
