@@ -355,7 +355,7 @@ KEPT = set(
     "max min sum log base key value token rank router block worker server push pull dispatch combine".split()
 )
 KEPT |= set("dropout logit logits bsh sbh epoch actor torch amp networkx roofline core allowed query".split())
-KEPT |= {"all-gather", "all-reduce", "lm-evaluation-harness"}
+KEPT |= {"cos", "all-gather", "all-reduce", "lm-evaluation-harness"}
 
 
 def left_in_english(source: str) -> list[str]:

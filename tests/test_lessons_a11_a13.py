@@ -136,7 +136,7 @@ def test_one_flop_more_and_gpts_that_behave_otherwise_fail_their_rows(monkeypatc
 # ---- A13 ---------------------------------------------------------------------------------------------------
 KEPT = "cache kept, chunks of {}: gradient's distance from one pass's, largest of all weights"
 TOKEN_BY_TOKEN = "losses token by token through a cache less those of one pass, summed, largest"
-RELAY = "handed back chunk by chunk, 8 tokens each: gradient's distance from one pass's, largest"
+RELAY = "dK and dV handed back, chunks of 8: gradient's distance from one pass's, largest"
 PARTS = "gradient with constants plus that through the cache, chunks of 8: distance from the whole, largest"
 CUT = "constants in one pass and chunk by chunk, 8 tokens each: distance of the gradients, largest"
 LAST = "constants, last layer's {}: gradient lost"
@@ -146,7 +146,8 @@ WHOLE = (
     "whether one pass trains to a lower loss than constants in chunks of one token, mean of 2 seeds (1: yes)"
 )
 BETTER = (
-    "whether constants in chunks of one token train to a lower loss than no cache, mean of 2 seeds (1: yes)"
+    "whether constants in chunks of one token train to a lower loss than chunks that see only themselves, "
+    "mean of 2 seeds (1: yes)"
 )
 COSTS = {
     *(

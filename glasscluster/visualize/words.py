@@ -502,6 +502,7 @@ UNITS = {
     "of the work": "占工作量的比例",
     "positions": "个位置",
     "programs": "个程序",
+    "queries": "个查询",
     "rms": "均方根",
     "rule": "条规则",
     "rules": "条规则",

@@ -101,7 +101,7 @@ def relative_part(form: Any) -> Any:
     """What of a matrix [h, h] between two sinusoidal positions, p_m A p_n, depends on m - n alone.
 
     Columns 2i and 2i + 1 are the sine and cosine of one frequency. A 2 x 2 block keeps m - n alone where it
-    turns and scales, [[a, b], [-b, a]], and only between a frequency and itself: h numbers of h².
+    turns and scales, [[a, b], [-b, a]], and only on the diagonal: h numbers of h².
     """
     part = torch.zeros_like(form)
     for i in range(0, len(form), 2):

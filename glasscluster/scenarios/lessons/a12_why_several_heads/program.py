@@ -24,6 +24,7 @@ from glasscluster.visualize.figures.plots import bars, lines
 PRIME = 2**31 - 1
 SEEDS = 4
 SYMBOLS, PLACES, WIDTH = 8, 8, 32  # of the task with two look-ups
+TASK = {"places": PLACES, "symbols": SYMBOLS, "chance": 1 / SYMBOLS**2}
 ARMS = {
     "one": (1, False),
     "two": (2, False),
@@ -244,11 +245,11 @@ def why_several_heads(
     )
     lab.tell("after", view="tab=ledger", causal=many["causal"], logarithm=many["logarithm"], heads=heads)
     lab.tell("same_cost", view="tab=ledger", parameters=many["parameters"])
-    lab.tell("looked_up", view="tab=story", seeds=SEEDS, **finding)
+    lab.tell("looked_up", view="tab=story", seeds=SEEDS, **finding, **TASK)
     lab.tell("on_text", view="tab=story", seeds=SEEDS, text_steps=text_steps, **finding)
     lab.tell("pruned", view="tab=story", seeds=SEEDS, **finding)
     lab.card(**finding, n=n, d=h // heads, many=many["scores"], one=one["scores"], causal=many["causal"])
-    lab.card(seeds=SEEDS, steps=text_steps, logarithm=many["logarithm"], pruned_heads=PRUNED)
+    lab.card(**TASK, seeds=SEEDS, steps=text_steps, logarithm=many["logarithm"], pruned_heads=PRUNED)
     lab.conclude(times=times, **finding)
     lab.explain(d=h // heads)
     lab.own_number(times=times, heads=heads, n=n)
@@ -273,7 +274,14 @@ def look_up_rows(lab: Lab, looked: dict[str, dict[str, Any]]) -> dict[str, float
     one, mixed = looked["one"], looked["one_mlp"]
     both = int((one["weight"].amin(-1) > 0.5).sum())
     lab.row("one_on_both", 0, both, "weights of a head sum to 1", unit="queries")
-    lab.row("sum_of_weights", 1, max(1.0, float(one["sum"])), "softmax", unit="", tolerance=1e-5)
+    lab.row(
+        "sum_of_weights",
+        1,
+        max(1.0, float(one["sum"])),
+        "weights of a head sum to 1",
+        unit="",
+        tolerance=1e-5,
+    )
     # what they can do: about one seed in twenty gets stuck, and two heads then have fewer right
     two_best = float(looked["two"]["right"].max())
     lab.row("two_right", 1, two_best, "measured, best seed", **chance, tolerance=0.02)
@@ -313,6 +321,7 @@ def text_rows(lab: Lab, losses: dict[int, Tensor], cost: dict[str, Tensor]) -> d
         "loss_one": float(fewest.mean()),
         "loss_most": float(most.mean()),
         "most_heads": NUMBERS_OF_HEADS[-1],
+        "hidden": TEXT["hidden"],
         "smallest": TEXT["hidden"] // NUMBERS_OF_HEADS[-1],
         "half": float(half.mean()),
         "half_most": float(half.max()),

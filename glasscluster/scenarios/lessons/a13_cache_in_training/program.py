@@ -341,9 +341,10 @@ def costs(lab: Lab, run: Any, n: int) -> Values:
             at = [i for i in range(len(names)) if names[i] == name and graph.layer[i] == layer]
             counted[f"{kind}_{key}"] = int(graph.flops[at].sum())
             counted[f"{kind}_launches_{key}"] = len(at)
+        counted[f"kernels_{key}"] = int(((graph.kind == COMPUTE) & (graph.layer == layer)).sum())
     products = 2 * n * (12 * h * h * layers + vocab * h)
     for key in ("pass", "steps"):
-        source = "2n(12Lh² + Vh)"
+        source = "2n(12Lh² + h · vocabulary)"
         lab.row(f"weights_{key}", products, counted[f"weights_{key}"], source, unit="FLOPs", n=n)
     lab.row("scores_pass", 4 * n * n * h * layers, counted["scores_pass"], "4n²hL", unit="FLOPs", n=n)
     triangle = 2 * n * (n + 1) * h * layers
@@ -354,7 +355,8 @@ def costs(lab: Lab, run: Any, n: int) -> Values:
     slower = {name: step_time(timeline, 1) / step_time(timeline, 0) for name, timeline in timelines(lab)}
     for name, ratio in slower.items():
         lab.row("slower", 1, int(ratio > 1), "replayed", unit="", hardware=name)
-    return {"launches": n * each, "launches_pass": each, "slower": slower["dgx-h100"]}
+    said = {"launches": n * each, "launches_pass": each, "slower": slower["dgx-h100"]}
+    return said | {"kernels": counted["kernels_steps"], "kernels_pass": counted["kernels_pass"]}
 
 
 def timelines(lab: Lab) -> list[tuple[str, Any]]:
@@ -382,7 +384,8 @@ def training(lab: Lab, losses: dict[str, list[float]]) -> Values:
         ("better_than_nothing", "constant_1", "nothing_1"),
     ):
         lab.row(key, 1, int(mean[low] < mean[high]), "measured", **by_chance, seeds=SEEDS)
-    return mean | {"seeds": SEEDS, "best": best_loss()}
+    apart_by_seed = max(max(x) - min(x) for x in losses.values())
+    return mean | {"seeds": SEEDS, "best": best_loss(), "apart": apart_by_seed}
 
 
 def best_loss() -> float:

@@ -246,20 +246,20 @@ def choosing_the_weights(lab: Lab, temperature: float = 5.0, steps: int = 64) ->
     }
     with one_thread():
         tried = try_mixes(lab, sources, mixes, steps)
-    lab.ask("ratio", ratio, temperature=temperature, large=real[0], small=real[-1])
+    lab.ask("ratio", ratio, temperature=temperature, large=real[0], small=real[-1], row=SEQ)
     figures(lab, sources, temperature, weights, (laws, trained), tried)
     compared = compare(lab, tried)
     noise: dict[str, Any] = {"noise_by_loss": float(mean[1, -1]), "noise_by_excess": float(mean[0, -1])}
-    noise["noise_peak"] = float(weights[:, 0, -1].max())
+    noise |= {"noise_peak": float(weights[:, 0, -1].max()), "equal_share": 1 / len(NAMES)}
     tempering: dict[str, Any] = {"temperature": temperature, "large": real[0], "small": real[-1]}
     tempering |= {"plain_share": mixes["natural"][-1], "share": mixes["tempered"][-1], "ratio": ratio}
     lab.tell("temperature", view="tab=ledger", **tempering)
     lab.tell("noise", view="tab=story", **noise)
-    lab.tell("law", view="tab=ledger", **errors, fitted=len(FITTED))
-    lab.tell("which_mix", view="tab=story", **compared)
+    lab.tell("law", view="tab=ledger", **errors, fitted=len(FITTED), seeds=OTHER_SEEDS)
+    lab.tell("which_mix", view="tab=story", **compared, seeds=OTHER_SEEDS)
     lab.conclude(ratio=ratio, temperature=temperature, **noise)
     lab.explain()
-    lab.card(**tempering, **noise, **errors, **compared, fitted=len(FITTED))
+    lab.card(**tempering, **noise, **errors, **compared, fitted=len(FITTED), seeds=OTHER_SEEDS)
     lab.own_number(ratio=ratio, law_over_spread=errors["law_over_spread"])
 
 
@@ -345,7 +345,7 @@ def check_law(lab: Lab, trained: Any) -> tuple[list[Law], dict[str, float]]:
     # A fit to seven runs and a mean of three are each off by about a spread: √(3/7 + 1/3) = 0.87 of one, were
     # the law exact. Four leaves room for a spread that is itself known from three runs.
     chance: dict[str, Any] = {"match": "statistical", "tolerance": 4.0}
-    source = "2403.16952: c + k·exp(t·r); four spreads"
+    source = "2403.16952: c + k·exp(−t·r); four spreads"
     lab.row("law_on_held_out", 0, errors["law_over_spread"], source, unit="spreads", **chance)
     better = int(errors["law_error"] < errors["mean_error"])
     lab.row("law_and_guess", 1, better, "the same held-out mixes", unit="yes", match="statistical")
