@@ -1,8 +1,8 @@
 """Write docs/interview-notes.md and docs/interview-notes.zh.md from docs/interview-notes.toml:
 `python docs/make_notes.py`.
 
-A statement is judged by numbers of a lesson's run; tests/test_interview_notes.py performs the lessons and holds
-every number, every row and every comparison. With --check nothing is written, and the exit code says whether
+A statement is judged by numbers of a lesson's run; tests/test_interview_notes.py performs the lessons and
+holds every number, every row and every comparison. With --check nothing is written, and the exit code says whether
 both pages are up to date.
 """
 
@@ -112,8 +112,8 @@ class Notes:
 
 
 def unwrapped(text: str, lang: str) -> str:
-    """A text on one line. In Chinese a line's end is a space only between a character and a word or number, as
-    within a line.
+    """A text on one line. In Chinese a line's end is a space only between a character and a word or number,
+    as within a line.
     """
     lines = text.strip().split("\n")
     joined = lines[0]

@@ -80,7 +80,7 @@ def shared_ray():
 
 @pytest.fixture(scope="session")
 def actors(shared_ray):
-    """`actors(n)` is a cluster of n Ray actors, which are started once and run one program after the other."""
+    """`actors(n)` is a cluster of n Ray actors, started once, which run one program after the other."""
     from glasscluster.sim.run import Cluster
 
     started: dict[int, Cluster] = {}

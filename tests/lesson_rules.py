@@ -365,8 +365,8 @@ def left_in_english(source: str) -> list[str]:
 
 
 def chinese_sources(taught: Lesson, lab: Any) -> Complaints:
-    """What rows and formulas name as their source stands in Chinese, too (base/sources_zh.toml), and so do the
-    units of rows (visualize/words.py).
+    """What rows and formulas name as their source stands in Chinese, too (base/sources_zh.toml), and so do
+    the units of rows (visualize/words.py).
     """
     sources = dict.fromkeys([taught.formula.source, *(row.source for row in lab.all_checks)])
     found = [f"{s!r} is English: {left_in_english(s)}" for s in sources if left_in_english(s)]

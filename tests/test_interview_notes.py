@@ -1,5 +1,6 @@
-"""The interview notes of docs/interview-notes.toml: every number is what its lesson's run gives, every row held,
-the comparison that the verdict rests on is true of the run, and both pages say it; each of it broken on purpose.
+"""The interview notes of docs/interview-notes.toml: every number is what its lesson's run gives, every row
+held, the comparison that the verdict rests on is true of the run, and both pages say it; each of it broken on
+purpose.
 
 `pytest tests/test_interview_notes.py -k C3` performs lesson C3 and holds what is said of it.
 """

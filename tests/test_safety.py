@@ -1,5 +1,5 @@
-"""Refusals, judges and lengths: what an evaluation of safety counts, against counting by hand; and F3's rows on
-them can fail.
+"""Refusals, judges and lengths: what an evaluation of safety counts, against counting by hand; and F3's rows
+on them can fail.
 """
 
 from __future__ import annotations

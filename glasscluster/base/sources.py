@@ -64,7 +64,7 @@ def _chinese() -> dict[str, str]:
 
 
 def source_said(source: str) -> Said:
-    """What a row names as its source, in both languages: by sources_zh.toml, else the place in a paper by rule.
+    """What a row names as its source, in both languages: by sources_zh.toml, else by rule.
 
     Args:
         source: in English, as a row has it.

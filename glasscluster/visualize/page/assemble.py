@@ -114,8 +114,8 @@ def _asked(lesson: LessonPage) -> dict[str, Any]:
 
 
 def titled(source: str) -> str:
-    """A source as HTML, in both languages where they differ: every arXiv number in it says its paper's authors
-    and title on hover.
+    """A source as HTML, in both languages where they differ: every arXiv number in it says its paper's
+    authors and title on hover.
     """
     said = source_said(source)
     if said.en == said.zh:
