@@ -130,7 +130,7 @@ def gradients(losses: Any, named: Values) -> Values:
     return dict(zip(named, torch.autograd.grad(total, list(named.values())), strict=True))
 
 
-def spread(one: Values, other: Values) -> Values:
+def distances(one: Values, other: Values) -> Values:
     """How long the difference of two gradients is, over the length of the first, by weight."""
     return {name: float((one[name] - other[name]).norm() / one[name].norm()) for name in one}
 
@@ -149,7 +149,7 @@ def of_gradients(n: int, chunk: int, seed: int) -> Values:
         alone = torch.stack(by_chunks(model, text, 1, kept)[0]).cumsum(0)
     measured: Values = {"token by token": float((torch.stack(pairs) - alone).abs().max())}
     measured["kept"] = {
-        size: max(spread(whole, gradients(by_chunks(model, text, size, kept)[0], named)).values())
+        size: max(distances(whole, gradients(by_chunks(model, text, size, kept)[0], named)).values())
         for size in (1, chunk)
     }
     detached = gradients(by_chunks(model, text, chunk, constant)[0], named)
@@ -159,14 +159,17 @@ def of_gradients(n: int, chunk: int, seed: int) -> Values:
     )
     both = {name: direct[name] + through[name] for name in named}
     parts = {name: detached[name] + through[name] for name in named}
-    measured |= {"relay": max(spread(whole, both).values()), "parts": max(spread(whole, parts).values())}
+    measured |= {
+        "relay": max(distances(whole, both).values()),
+        "parts": max(distances(whole, parts).values()),
+    }
     for block in model.layers.values():
         block.keep = Cut(chunk)
-    measured["cut"] = max(spread(detached, gradients(model(*text), named)).values())
+    measured["cut"] = max(distances(detached, gradients(model(*text), named)).values())
     measured["sizes"] = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= n]
     measured["by_chunk"] = lost_by_chunk(model, text, whole, named, measured["sizes"])
     measured["stale"] = stale(model, text, whole, named, RATES)
-    lost = spread(whole, detached)
+    lost = distances(whole, detached)
     measured["lost"] = {(i, m): lost[f"layers.{i}.{m}_weight"] for i in range(2) for m in MATRICES}
     return measured
 
