@@ -69,10 +69,9 @@ def stragglers(
     lab.figure("slowest", lambda lang: slowest_of_n(lab, times, lang))
     lab.figure("backup_workers_buy", lambda lang: backup_workers(lab, mean_steps, lang))
     grown: dict[str, Any] = {"slower": slower, "longer": longer, "slower_mean": slower / gpus}
-    waits = [1e3 * sum(gap.length for gap in line.gaps(slow_rank)) for line in (run.timeline, late)]
-    grown |= {"waits": waits[0], "waits_now": waits[1]}
+    grown |= {"waits": waited_ms(run.timeline, slow_rank), "waits_now": waited_ms(late, slow_rank)}
     lab.tell("step_grows", view="tab=timeline&run=slow", slow_rank=slow_rank, **grown)
-    idle = [sum(gap.length for gap in late.gaps(rank)) * 1e3 for rank in range(gpus)]
+    idle = [waited_ms(late, rank) for rank in range(gpus)]
     lab.tell("slow_rank", view="tab=timeline&run=slow", idle_least=min(idle), idle_most=max(idle))
     lab.tell("by_chance", view="tab=story", mean_8=times[8].mean(), mean_512=times[512].mean())
     lab.tell("backups", view="tab=timeline&run=backup", kept_none=mean_steps[0], kept_four=mean_steps[4])
@@ -80,6 +79,11 @@ def stragglers(
     lab.explain()
     lab.card(slower=slower, slower_mean=slower / gpus, euler=float(np.euler_gamma))
     lab.own_number(longer=longer, gpus=gpus, hardware=lab.hardware)
+
+
+def waited_ms(timeline: Any, rank: int) -> float:
+    """How long a rank waited in all, in milliseconds."""
+    return 1e3 * sum(gap.length for gap in timeline.gaps(rank))
 
 
 def check_last_gradient(lab: Lab, run: Any, late: Any, slow_rank: int, slow: float) -> None:
