@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from glasscluster.base.errors import InputError
-from glasscluster.model.adamw import Optimizer
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.kernels.rope import rope
 from glasscluster.model.layers.attention import unfused_attention
 from glasscluster.model.layers.position import alibi, buckets, sinusoidal, slopes
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
+from glasscluster.scenarios.two_before import VOCAB, best_loss, draw_table, language, train
 from glasscluster.strategies.plan import make_model
 from glasscluster.visualize.figures.cells import Table, cells_figure
 from glasscluster.visualize.figures.palette import SERIES
@@ -26,7 +26,7 @@ Tensors = dict[str, Any]
 ABSOLUTE, RELATIVE = ("learned", "sinusoidal", "turned_embeddings"), ("shaw", "t5", "alibi", "rope")
 TERMS = ("content_content", "content_position", "position_content", "position_position")
 BUCKETS, FARTHEST, REACH = 8, 32, 16  # of T5's table, and of Shaw's: distances beyond share a row
-DRAWS, SEEDS, VOCAB = 64, 2, 8
+DRAWS, SEEDS = 64, 2
 STRETCHED = (
     "sinusoidal",
     "relative",
@@ -208,21 +208,6 @@ def alibi_by_decay(n: int, d: int, draw: torch.Generator, heads: int = 4) -> flo
 
 
 # ---- beyond the trained length -----------------------------------------------------------------------------
-def language(rows: int, n: int, table: Any, draw: torch.Generator) -> tuple[Any, Any]:
-    """Sequences [rows, n] and their next tokens: four in five follow from the two tokens before, in order."""
-    x = torch.randint(0, VOCAB, (rows, n + 1), generator=draw)
-    follows = torch.rand(rows, n + 1, generator=draw) < 0.8
-    for t in range(2, n + 1):
-        x[:, t] = torch.where(follows[:, t], table[x[:, t - 2], x[:, t - 1]], x[:, t])
-    return x[:, :-1].contiguous(), x[:, 1:].contiguous()
-
-
-def best_loss() -> float:
-    """The entropy of the language: no model can be below it, in nats a token."""
-    likely, other = 0.8 + 0.2 / VOCAB, 0.2 / VOCAB
-    return -likely * math.log(likely) - (VOCAB - 1) * other * math.log(other)
-
-
 def scores_of(model: Any, tokens: Any) -> Any:
     """The logits of a GPT, [rows, n, vocabulary]."""
     return model.head.scores(model.layers["0"](model.embedding(tokens)))
@@ -234,18 +219,9 @@ def beyond(kind: str, seed: int, steps: int, seq: int, times: int) -> list[float
     shape |= {"position": kind, "relative_buckets": 16, "relative_distance": seq, "attention": "unfused"}
     lengths = seq, times * seq
     model, longer = [GPTStage(make_model("tiny", seq=s, **shape), seed=seed) for s in lengths]
-    weights = [parameter for parameter, _ in model.full_names().values()]
-    flat = torch.cat([w.detach().flatten() for w in weights])
-    for w, place in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
-        w.data = place.view_as(w)  # the optimizer moves all of them at once
-    optimizer, moments = Optimizer(lr=1e-2), [torch.zeros_like(flat) for _ in range(2)]
     draw = torch.Generator().manual_seed(seed)
-    table = torch.randint(0, VOCAB, (VOCAB, VOCAB), generator=draw)
-    text = (x.split(16) for x in language(16 * steps, seq, table, draw))
-    for step, (tokens, targets) in enumerate(zip(*text, strict=True)):
-        gradients = torch.autograd.grad(model(tokens, targets) / targets.numel(), weights)
-        gradient = torch.cat([g.flatten() for g in gradients])
-        optimizer.update(flat, gradient * min(1.0, 1 / float(gradient.norm())), moments, step + 1)
+    table = draw_table(draw)
+    weights = train(model, steps, seq, table, draw)
     with torch.no_grad():
         for theirs, ours in zip(longer.full_names().values(), weights, strict=True):
             theirs[0].copy_(ours)

@@ -16,6 +16,7 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import KeepAll
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
+from glasscluster.scenarios.two_before import VOCAB, best_loss, draw_table, language, train
 from glasscluster.sim.recording.events import COMPUTE
 from glasscluster.strategies.plan import make_model
 from glasscluster.visualize.figures.plots import bars, lines
@@ -23,7 +24,7 @@ from glasscluster.visualize.figures.plots import bars, lines
 Values = dict[str, Any]
 NAMES = {"q": "W_q", "k": "W_k", "v": "W_v", "out": "W_o", "up": "W_up", "down": "W_down"}
 MATRICES = tuple(NAMES)
-SEEDS, VOCAB = 2, 8
+SEEDS = 2
 RATES = 1e-3, 1e-5  # of learning, early and late
 SIZES: Values = {"layers": 2, "hidden": 32, "heads": 4, "vocab": 64}
 SHAPE: Values = {**SIZES, "bias": False, "qkv": "separate", "position": "rope", "attention": "unfused"}
@@ -222,33 +223,15 @@ def pairs_that_teach(n: int, chunk: int) -> int:
 
 
 # ---- training ----------------------------------------------------------------------------------------------
-def language(rows: int, n: int, table: Any, draw: torch.Generator) -> tuple[Any, Any]:
-    """Sequences [rows, n] and their next tokens: four in five follow from the two tokens before, in order."""
-    x = torch.randint(0, VOCAB, (rows, n + 1), generator=draw)
-    follows = torch.rand(rows, n + 1, generator=draw) < 0.8
-    for t in range(2, n + 1):
-        x[:, t] = torch.where(follows[:, t], table[x[:, t - 2], x[:, t - 1]], x[:, t])
-    return x[:, :-1].contiguous(), x[:, 1:].contiguous()
-
-
 def trained(keep: KeepAll, seed: int, steps: int, n: int = 16) -> float:
     """Train a GPT of one layer; its loss on texts that it has not seen, read as it was trained."""
     shape: Values = {"layers": 1, "hidden": 32, "heads": 4, "vocab": VOCAB, "init_std": 32**-0.5, "seq": n}
     model = GPTStage(make_model("tiny", position="rope", attention="unfused", **shape), seed=seed)
     for block in model.layers.values():
         block.keep = keep
-    weights = [weight for weight, _ in model.full_names().values()]
-    flat = torch.cat([w.detach().flatten() for w in weights])
-    for w, place in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
-        w.data = place.view_as(w)  # the optimizer moves all of them at once
-    optimizer, moments = Optimizer(lr=1e-2), [torch.zeros_like(flat) for _ in range(2)]
     draw = torch.Generator().manual_seed(seed)
-    table = torch.randint(0, VOCAB, (VOCAB, VOCAB), generator=draw)
-    batches = (x.split(16) for x in language(16 * steps, n, table, draw))
-    for step, (tokens, targets) in enumerate(zip(*batches, strict=True)):
-        slopes = torch.autograd.grad(model(tokens, targets) / targets.numel(), weights)
-        gradient = torch.cat([g.flatten() for g in slopes])
-        optimizer.update(flat, gradient * min(1.0, 1 / float(gradient.norm())), moments, step + 1)
+    table = draw_table(draw)
+    train(model, steps, n, table, draw)
     with torch.no_grad():
         tokens, targets = language(256, n, table, draw)
         return float(model(tokens, targets)) / targets.numel()
@@ -389,12 +372,6 @@ def training(lab: Lab, losses: dict[str, list[float]]) -> Values:
         lab.row(key, 1, int(mean[low] < mean[high]), "measured", **by_chance, seeds=SEEDS)
     apart_by_seed = max(max(x) - min(x) for x in losses.values())
     return mean | {"seeds": SEEDS, "best": best_loss(), "spread": apart_by_seed}
-
-
-def best_loss() -> float:
-    """The entropy of the language: no model can be below it, in nats a token."""
-    likely, other = 0.8 + 0.2 / VOCAB, 0.2 / VOCAB
-    return -likely * math.log(likely) - (VOCAB - 1) * other * math.log(other)
 
 
 def figures(lab: Lab, measured: Values, losses: dict[str, list[float]], n: int) -> None:
