@@ -42,7 +42,7 @@ def best_loss() -> float:
 
 
 def train(model: GPTStage, steps: int, n: int, table: Tensor, draw: torch.Generator) -> list[Tensor]:
-    """Train a whole model by AdamW, gradients clipped to length 1, on batches of `ROWS` sequences of n tokens.
+    """Train a whole model by AdamW, gradients clipped to 1, on batches of `ROWS` sequences of n tokens.
 
     Returns:
         The model's weights, each once.
