@@ -18,7 +18,9 @@ from glasscluster.strategies.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 CITED = re.compile(r"\bEq (\d+)")
-OLD = re.compile(r"(?<![0-9A-Za-z_#])F([25-9]|[1-3]\d|4[01])(?![0-9A-Za-z_])")  # F1, F3 and F4 are lessons
+OLD = re.compile(
+    r"(?<![0-9A-Za-z_#])F([26-9]|[1-3]\d|4[01])(?![0-9A-Za-z_])"
+)  # F1, F3, F4 and F5 are lessons
 
 
 def _maker() -> Any:

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from programs import OUTSTANDING, expected
 
-from glasscluster.base.errors import RankDied
+from glasscluster.base.errors import InputError, RankDied
+from glasscluster.commands import failures
 from glasscluster.sim.ranks.backends.siblings import Siblings, state_of
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.job import Job
@@ -177,6 +178,17 @@ def test_a_world_size_that_is_not_the_plan_s_is_exit_2(tmp_path):
     assert "exitcode  : 2" in done.stderr
     assert "Traceback" not in done.stderr.split("ChildFailedError")[0].split("world size")[0]
     assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+
+
+def test_a_rank_that_fails_alone_lets_rank_0_speak_first_and_then_names_itself(monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr(failures.time, "sleep", waited.append)
+    for rank, said in (("0", "InputError: out = x"), ("1", "rank 1: InputError: out = x")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert failures.fail(InputError("out", "x", "is not there"), []) == 2
+        assert capsys.readouterr().err.startswith(said)
+    assert waited == [failures.RANK_0_SPEAKS_S]
 
 
 @pytest.mark.cuda

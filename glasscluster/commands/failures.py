@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 import traceback
 from contextlib import suppress
 from typing import Any
@@ -26,6 +27,8 @@ from glasscluster.commands.console import emit, is_leader
 UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 Aborts: Any = (typer.Abort, KeyboardInterrupt)  # typer makes the first of the second
 LONGEST_MESSAGE = 1800  # characters on standard error
+# Another rank that ended first would have torchrun end rank 0 before it has said what is wrong.
+RANK_0_SPEAKS_S = 3.0
 # of a disk, not of ours: it is full, or may only be read, or nobody reads what is written
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EPIPE, errno.EIO)
 
@@ -38,10 +41,12 @@ def fail(error: Any, arguments: list[str]) -> int:
         return code
     if "--json" in arguments:
         emit({"schema": "glass.error/1", **content, "exit_code": code})
-    if is_leader() or code == 3:
-        print(
-            shown(f"{content['error']}: {content['message']}", LONGEST_MESSAGE), file=sys.stderr, flush=True
-        )
+    said = shown(f"{content['error']}: {content['message']}", LONGEST_MESSAGE)
+    if not is_leader() and code != 3:
+        # rank 0 mostly fails of the same: it says so, and its agent ends this process
+        time.sleep(RANK_0_SPEAKS_S)
+        said = f"rank {os.environ['RANK']}: {said}"
+    print(said, file=sys.stderr, flush=True)
     return code
 
 
