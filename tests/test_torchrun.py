@@ -183,7 +183,7 @@ def test_a_world_size_that_is_not_the_plan_s_is_exit_2(tmp_path):
 def test_a_rank_that_fails_alone_lets_rank_0_speak_first_and_then_names_itself(monkeypatch, capsys):
     waited = []
     monkeypatch.setattr(failures.time, "sleep", waited.append)
-    for rank, said in (("0", "InputError: out = x"), ("1", "rank 1: InputError: out = x")):
+    for rank, said in (("0", "InputError: out = 'x'"), ("1", "rank 1: InputError: out = 'x'")):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert failures.fail(InputError("out", "x", "is not there"), []) == 2
