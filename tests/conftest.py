@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray starts its workers with the least priority: beside another worker's tests they would wait for seconds
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import pytest
 import torch

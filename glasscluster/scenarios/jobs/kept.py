@@ -4,6 +4,7 @@ beside the memory.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -76,11 +77,14 @@ def kept_bytes(
     return {part: sum(x.counted for x in lines if x.part == part) for part in PARTS}, theory
 
 
-def layouts(plan: Plan, model: ModelConfig, one_gpu: str) -> dict[str, tuple[dict[str, int], int]]:
+ONE_GPU = "one GPU"
+
+
+def layouts(plan: Plan, model: ModelConfig) -> dict[str, tuple[dict[str, int], int]]:
     """For each layout on the way from one GPU to the plan, one axis after the other: its name, and what a
     layer keeps there.
     """
-    b, precision, steps = plan.micro_batch, plan.precision, {one_gpu: (1, False, 1, "none")}
+    b, precision, steps = plan.micro_batch, plan.precision, {ONE_GPU: (1, False, 1, "none")}
     if plan.tp > 1:
         steps[f"tp = {plan.tp}"] = (plan.tp, False, 1, "none")
         if model.seq % plan.tp == 0 and model.seq >= 2 * plan.tp:
@@ -104,7 +108,10 @@ def kept_picture(plan: Plan, model: ModelConfig) -> Callable[[str], Any] | None:
     if plan.tp * plan.cp == 1 or not countable(plan, model):
         return None
 
+    recorded = functools.cache(lambda: layouts(plan, model))  # once for both languages
+
     def draw(lang: str) -> Any:
-        return by_layout(layouts(plan, model, word("one_gpu", lang)), lang, word("kept_title", lang))
+        said = {word("one_gpu", lang) if n == ONE_GPU else n: kept for n, kept in recorded().items()}
+        return by_layout(said, lang, word("kept_title", lang))
 
     return draw

@@ -19,6 +19,7 @@ from glasscluster.sim.ranks.wire import Wire
 from glasscluster.sim.ranks.work import Progress
 from glasscluster.sim.recording.memory import Ledger
 from glasscluster.sim.recording.recorder import Recorder, RecordingMode
+from glasscluster.sim.recording.without_compiler import leave_compiler_alone
 
 
 class GPU:
@@ -182,6 +183,7 @@ def run_rank(
     Returns:
         The outcome. An error that is no GlassError becomes a RankDied with the line that raised it.
     """
+    leave_compiler_alone()
     wire.start_run()
     ledger = Ledger(wire.rank, capacity if record else None)
     recorder = Recorder(wire.rank, ledger)

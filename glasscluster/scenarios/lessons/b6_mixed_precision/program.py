@@ -91,7 +91,14 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
     lab.row("clipped_first", RAISED, right / wrong, "S", unit="×", tolerance=1)
 
     rule = ScaleRule(initial=2.0**24, interval=interval)
-    plan: dict[str, Any] = {"model": model, "steps": steps, "dp": 2, "tp": 2, "global_batch": 8}
+    plan: dict[str, Any] = {
+        "model": model,
+        "steps": steps,
+        "dp": 2,
+        "tp": 2,
+        "global_batch": 8,
+        "micro_batch": 4,
+    }
     trained = {
         "fp32": lab.train("fp32", lab.text("fp32"), checked=False, **plan),
         "bf16": lab.train("bf16", lab.text("bf16"), checked=False, precision="bf16", **plan),
