@@ -14,6 +14,7 @@ from typing import Any
 
 SHARES = ("mfu", "mfu_causal", "hfu", "_fraction")  # how names of shares end
 AMOUNTS = ("_s", "_bytes", "_gib", "_per_s", "_per_gpu", "makespan", "bubble_over_ideal", "steps", "messages")
+SIGNED = ("memory_margin_gib",)  # what is left of a GPU's memory, negative where a step does not fit
 GIVEN = ("model", "plan")  # what the user asked for: options have rules of their own
 CLOSE = 1e-6
 # columns of a table of predictions that every row without an error has
@@ -40,7 +41,7 @@ def cannot_be(name: str, value: float) -> str | None:
         return f"{name} is {value}"
     if name.endswith(SHARES) and not -CLOSE <= value <= 1 + CLOSE:
         return f"{name}, a share, is {value:g}"
-    if name.endswith(AMOUNTS) and value < -1e-12:
+    if name.endswith(AMOUNTS) and not name.endswith(SIGNED) and value < -1e-12:
         return f"{name} is {value:g}"
     return None
 
@@ -68,6 +69,8 @@ def _sums(answer: dict[str, Any]) -> list[str]:
         found.append(f"breakdown_s adds up to {math.fsum(parts.values()):g}, and the step takes {whole:g}")
     if (held := answer.get("memory_gib")) and differ(math.fsum(held.values()), answer["peak_memory_gib"]):
         found.append(f"memory_gib adds up to {math.fsum(held.values()):g}, and the peak is another")
+    if "fits" in answer and answer["fits"] != (answer["memory_margin_gib"] >= 0):
+        found.append(f"fits is {answer['fits']}, and memory_margin_gib {answer['memory_margin_gib']:g}")
     if "losses" in answer and len(answer["losses"]) != answer["steps"]:
         found.append(f"{len(answer['losses'])} losses in {answer['steps']} steps")
     return found

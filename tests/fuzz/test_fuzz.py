@@ -161,6 +161,7 @@ UNSOUND = {
     "sent_bytes is -8": {"sent_bytes": [1, -8]},
     "breakdown_s adds up to 3": {"iteration_time_s": 4.0, "breakdown_s": SUM},
     "memory_gib adds up to 3": {"peak_memory_gib": 2.0, "memory_gib": SUM},
+    "fits is True, and memory_margin_gib -1": {"fits": True, "memory_margin_gib": -1.0},
     "1 losses in 2 steps": {"losses": [1.0], "steps": 2},
     "do not agree": {"bubble_fraction": 0.5, "bubble_over_ideal": 0.5},
     "exit 0 with FAIL": {"status": "FAIL"},
