@@ -193,11 +193,7 @@ def theory(job: CollectiveJob) -> float | None:
     if job.inner == "barrier" and job.algorithm != "dissemination":
         return None
     if hw.topology is not None:
-        kinds = {
-            (x.bandwidth, x.latency_s, x.overhead_s)
-            for x in (hw.link(a, b) for a in range(n) for b in range(n) if a != b)
-        }
-        if len(kinds) > 1:
+        if hw.topology.one_wire() is None:
             return None
     elif n > hw.node_size and not hierarchical:
         return None
