@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +39,9 @@ from glasscluster.sim.recording.events import (
 from glasscluster.sim.recording.memory_log import as_columns, from_columns
 from glasscluster.sim.recording.order import csr, longest_chain, topological_order
 from glasscluster.sim.recording.sound import Unsound, check
+
+if TYPE_CHECKING:
+    from glasscluster.sim.recording.folded import Fold
 
 FORMAT = 4
 
@@ -67,6 +70,7 @@ class ExecutionGraph:
         ranks: how many ranks.
         info: what the run wants remembered: backend, precision, FLOPs of the model, ...
         memory: for each rank, what lived when: see sim/time/memory_history.py.
+        fold: of a folded graph, whose ranks are roles, whom they stand for (folded.py); otherwise None.
 
     Args:
         columns: the columns by name.
@@ -124,6 +128,7 @@ class ExecutionGraph:
         self.memory: dict[int, dict[str, Any]] = meta[
             "memory"
         ]  # rank -> what the ledger wrote down: see sim/time/memory_history.py
+        self.fold: Fold | None = None
 
     def __len__(self) -> int:
         return len(self.rank)

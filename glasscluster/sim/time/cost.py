@@ -80,7 +80,8 @@ def costs(
     sends, receives = (
         np.flatnonzero(graph.kind == kind) if messages else np.empty(0, np.int64) for kind in (SEND, RECV)
     )
-    for rows, src, dst in ((sends, graph.rank, graph.peer), (receives, graph.peer, graph.rank)):
+    own, there = (graph.rank, graph.peer) if graph.fold is None else (graph.fold.rank, graph.fold.peer)
+    for rows, src, dst in ((sends, own, there), (receives, there, own)):
         for link, chosen in _by_wire(hw, src[rows], dst[rows]):
             here = rows[chosen]
             if rows is sends:
