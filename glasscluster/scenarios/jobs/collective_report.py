@@ -14,6 +14,8 @@ from glasscluster.visualize.figures.collectives import bandwidth_figure, crossov
 from glasscluster.visualize.page.assemble import write_report
 from glasscluster.visualize.page.report import Chapter, Report, StoryStep
 
+SHOWN_ROLES = 8  # that a note names by number
+
 
 def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
     """Write the report: the run with its stepper, the traffic and load of links, and figures of the
@@ -49,7 +51,8 @@ def _write(content: dict[str, Any], run: Run | None, folder: Path, shown: Path) 
                 lambda lang: scaling_figure(by_gpus, lang),
             )
         )
-    name = f"{content['operation']} · {content['algorithm']} · {counted(content['gpus'], 'GPU')} · {content['hardware']}"
+    gpus = counted(content["gpus"], "GPU")
+    name = f"{content['operation']} · {content['algorithm']} · {gpus} · {content['hardware']}"
     took, bus = written_time(content["time_s"]), written_rate(content["bus_bandwidth_bytes_per_s"])
     finding = Said(
         f"{took} (virtual), bus bandwidth {bus}.",
@@ -58,12 +61,30 @@ def _write(content: dict[str, Any], run: Run | None, folder: Path, shown: Path) 
     chapters, story = [], []
     if run is not None:
         run.graph.save(folder / "graph.npz")
-        chapters = [Chapter("run", Said(name, name), run, {run.timeline.hardware.name: run.timeline})]
+        note = _roles(run)
+        chapters = [
+            Chapter("run", Said(name, name), run, {run.timeline.hardware.name: run.timeline}, note=note)
+        ]
         story = [StoryStep(Said(*text), view) for text, view in _story(content)]
     page = Report("collective", Said(name, name), finding, chapters, story, figures=figures)
     write_report(page, folder / "report.html")
     write_run_json(folder, {**content, "report": str(shown / "report.html")})
     return shown / "report.html"
+
+
+def _roles(run: Run) -> Said | None:
+    """What a folded run shows: whom its ranks stand for; nothing of another run."""
+    if run.graph.fold is None:
+        return None
+    shifts = run.graph.fold.shifts
+    shown = ", ".join(map(str, shifts.representatives[:SHOWN_ROLES].tolist()))
+    shown += ", ..." if shifts.roles > SHOWN_ROLES else ""
+    return Said(
+        f"{shifts.ranks:,} ranks have {counted(shifts.roles, 'role')}, each with {shifts.each:,} ranks that "
+        f"do the same at the same time over wires alike. Shown is one rank of each role: {shown}.",
+        f"{shifts.ranks:,} 个 rank 有 {shifts.roles:,} 种角色，每种 {shifts.each:,} 个，"
+        f"它们同时在同样的链路上做同样的事。图中每种角色显示一个 rank：{shown}。",
+    )
 
 
 def _story(content: dict[str, Any]) -> list[tuple[tuple[str, str], str]]:

@@ -167,7 +167,7 @@ def folded_graph(
 
 # ---- what the links carry ----------------------------------------------------------------------------------
 def shares_links(pattern: Pattern, topology: Topology) -> bool:
-    """Whether some link lies on the routes of messages from two different ranks (`is_shared`, of a pattern)."""
+    """Whether some link lies on the routes of messages from two ranks (`is_shared`, of a pattern)."""
     owner: dict[int, int] = {}
     for senders, receivers, _ in pattern.each():
         for src, dst in zip(senders.tolist(), receivers.tolist(), strict=True):

@@ -37,7 +37,7 @@ from glasscluster.scenarios.jobs.symmetry import (
 from glasscluster.sim.ranks.collectives import ALIKE
 from glasscluster.sim.recording.events import FIELDS, RECV, SEND
 from glasscluster.sim.run import Cluster, Run
-from glasscluster.sim.time.loads import is_shared, routed_bytes
+from glasscluster.sim.time.loads import carried_bytes, is_shared
 from glasscluster.sim.time.network import Topology, of_hardware
 from glasscluster.sim.time.replay import replay
 from glasscluster.sim.time.timeline import Timeline
@@ -87,7 +87,7 @@ def timed(job: CollectiveJob, say: Callable[[str], None] = lambda _text: None, w
     if contention is None:
         contention = one_port(job) or is_shared(run.graph, network)
     run.__dict__["timeline"] = line = run.replay(job.hardware, contention=contention)
-    return Timed(line, network, routed_bytes(run.graph, network), run)
+    return Timed(line, network, carried_bytes(line), run)
 
 
 def record(job: CollectiveJob, say: Callable[[str], None] = lambda _text: None) -> Run:

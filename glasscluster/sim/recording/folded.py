@@ -20,35 +20,16 @@ But: messages that share links are not folded. Which of them meet on a link is n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from glasscluster.sim.recording.events import FIELDS, RECV, SEND
+from glasscluster.sim.recording.fold import Fold
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.recording.shifts import Shifts
 
 PEER, TAG, KIND = (FIELDS.index(name) for name in ("peer", "tag", "kind"))
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Whom the rows of a folded graph stand for.
-
-    Attributes:
-        shifts: the shifts, which say the role of every rank.
-        rank: of each row, the representative of its role, as the whole cluster numbers it, [events].
-        peer: of each message, the other rank as the whole cluster numbers it; -1: no message, [events].
-    """
-
-    shifts: Shifts
-    rank: np.ndarray
-    peer: np.ndarray
-
-    def of_every_rank(self, by_role: Sequence[Any]) -> list[Any]:
-        """What holds for each rank, from what holds for each role."""
-        return np.asarray(by_role)[self.shifts.role(np.arange(self.shifts.ranks))].tolist()
 
 
 def fold(recordings: Sequence[dict[str, Any]], shifts: Shifts, info: dict[str, Any]) -> ExecutionGraph:

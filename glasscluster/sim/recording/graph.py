@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -36,14 +36,14 @@ from glasscluster.sim.recording.events import (
     RECV,
     SEND,
 )
+from glasscluster.sim.recording.fold import Fold
+from glasscluster.sim.recording.fold import from_file as fold_from_file
 from glasscluster.sim.recording.memory_log import as_columns, from_columns
 from glasscluster.sim.recording.order import csr, longest_chain, topological_order
 from glasscluster.sim.recording.sound import Unsound, check
 
-if TYPE_CHECKING:
-    from glasscluster.sim.recording.folded import Fold
-
 FORMAT = 4
+FOLDED_FORMAT = 5  # of a folded graph, which older versions would take for a whole one
 
 
 class ExecutionGraph:
@@ -463,6 +463,10 @@ class ExecutionGraph:
         }
         arrays = {c: getattr(self, c) for c in COLUMNS} | memory
         arrays |= {"dep_ptr": self.dep_ptr, "dep_idx": self.dep_idx, "match": self.match}
+        if self.fold is not None:
+            shifts = {"dims": self.fold.shifts.dims, "steps": self.fold.shifts.steps}
+            meta |= {"format": FOLDED_FORMAT, "shifts": shifts}
+            arrays["fold_peer"] = self.fold.peer
         with replacing(path) as beside_it, beside_it.open("wb") as written:
             np.savez_compressed(written, meta=np.array(json.dumps(meta)), **arrays)
 
@@ -482,7 +486,7 @@ class ExecutionGraph:
         try:
             data = read_npz("graph", path)
             meta = json.loads(str(data["meta"]))
-            if meta["format"] != FORMAT:
+            if meta["format"] not in (FORMAT, FOLDED_FORMAT):
                 raise InputError(
                     "graph", str(path), f"has format {meta['format']}, this version reads {FORMAT}"
                 )
@@ -498,6 +502,8 @@ class ExecutionGraph:
             }
             graph = cls(columns, data["dep_ptr"], data["dep_idx"], data["match"], full)
             check(graph)
+            if meta["format"] == FOLDED_FORMAT:
+                graph.fold = fold_from_file(meta["shifts"], data["fold_peer"], graph.rank, graph.peer)
             return graph
         except InputError:
             raise

@@ -25,8 +25,8 @@ class Shifts:
 
     Attributes:
         dims: how long each axis is; their product is the number of ranks.
-        steps: by multiples of what ranks are moved along each axis; each divides its dim, and is the dim itself
-            where nothing moves.
+        steps: by multiples of what ranks are moved along each axis; each divides its dim, and is the dim
+            itself where nothing moves.
 
     Example:
         >>> import numpy as np

@@ -1,10 +1,10 @@
 """Which ranks do the same in a collective: the grids on whose shifts its steps look the same.
 
 An algorithm registers one of these functions beside its steps (`@collective(..., alike=round_a_ring)`). It is
-called with the number of ranks, the bytes of the buffer and the algorithm's options, and returns the dims of a
-grid (sim/recording/shifts.py), or None where ranks differ. The promise: shift rank 0's recording on this grid, peers
-with it, and you have the rows of every other rank, but for the offsets in the buffer. Whoever folds looks at
-the wires as well (scenarios/jobs/symmetry.py).
+called with the number of ranks, the bytes of the buffer and the algorithm's options, and returns the dims of
+a grid (sim/recording/shifts.py), or None where ranks differ. The promise: shift rank 0's recording on this
+grid, peers with it, and you have the rows of every other rank, but for the offsets in the buffer. Whoever
+folds looks at the wires as well (scenarios/jobs/symmetry.py).
 
 Trees, roots, servers and remainders have none: there some rank does what no other does.
 """

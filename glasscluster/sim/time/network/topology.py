@@ -34,7 +34,7 @@ Node = Hashable
 Rule = Callable[
     [int, int], Sequence[Node]
 ]  # (number of a GPU, number of another) -> the nodes on the way, both ends included
-# (numbers of GPUs, numbers of others) -> a number for each pair: pairs with the same one are joined by wires alike
+# (numbers of GPUs, numbers of others) -> a number for each pair: those with the same one have wires alike
 Alike = Callable[[np.ndarray, np.ndarray], np.ndarray]
 LIMITS = (
     ("bandwidth", 0.0, "must be more than 0"),
@@ -151,7 +151,7 @@ class Topology:
     # ---- wires alike ---------------------------------------------------------------------------------------
     @cached_property
     def _links_as_built(self) -> bool:
-        """Whether links are alike wherever they join nodes of the same kinds: nobody has changed one of them."""
+        """Whether links are alike wherever they join nodes of the same kinds: nobody changed one."""
         kinds: dict[frozenset[str], tuple[float, ...]] = {}
         columns = (self.bandwidth, self.latency_s, self.overhead_s, self.forwards_whole)
         if all((column == column[0]).all() for column in columns):
@@ -172,7 +172,7 @@ class Topology:
         return self.alike(place[src], place[dst])
 
     def wires(self, src: np.ndarray, dst: np.ndarray) -> tuple[list[Link], np.ndarray]:
-        """Return the different wires between pairs of ranks, and the number of each pair's wire among them."""
+        """Return the different wires between pairs of ranks, and for each pair the number of its wire."""
         ranks = len(self.place)
         kinds = self.classes(src, dst)
         keys = src * ranks + dst if kinds is None else kinds
