@@ -372,7 +372,7 @@ def test_where_messages_share_links_every_rank_is_replayed():
         ("broadcast", "ring", "ring", 1 << 20, "gpus", "no rank does what another one does"),
         ("all_reduce", "direct", "switch", 1 << 20, "gpus", "no rank does what another one does"),
         ("all_to_all", "direct", "ring", 1 << 20, "gpus", "messages that share links are not folded"),
-        ("all_reduce", "ring", "line", 1 << 20, "gpus", "no two ranks have wires alike"),
+        ("all_reduce", "ring", "line", 1 << 20, "gpus", "it has 512 roles"),
         ("all_reduce", "ring", "ring", 1_000_001, "size", "leave a remainder"),
     ],
 )
@@ -393,6 +393,16 @@ def test_what_does_not_fold_is_refused_above_a_size(
         else:
             other = replace(job, nbytes=int(near.removesuffix("B")))
         assert timed(other).timeline.makespan > 0
+
+
+def test_more_pairs_than_routes_can_be_followed_for_are_refused(monkeypatch):
+    monkeypatch.setattr(timed_collective, "MOST_PAIRS", 10_000)
+    job = replace(job_of("all_to_all", "direct", "switch", 128), contention=False)
+    with pytest.raises(InputError, match="16,256 pairs") as refused:
+        timed(job)
+    assert refused.value.choices == [64]
+    ring = job_of("all_reduce", "ring", "switch", 128)
+    assert timed(replace(ring, contention=False)).timeline.graph.fold is not None
 
 
 # ---- files, other hardware, the page -----------------------------------------------------------------------

@@ -36,6 +36,7 @@ from glasscluster.scenarios.jobs.symmetry import (
 )
 from glasscluster.sim.ranks.collectives import ALIKE
 from glasscluster.sim.recording.events import FIELDS, RECV, SEND
+from glasscluster.sim.recording.shifts import Shifts
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.sim.time.loads import carried_bytes, is_shared
 from glasscluster.sim.time.network import Topology, of_hardware
@@ -111,26 +112,33 @@ def _folded(job: CollectiveJob, network: Topology) -> Timed | None:
     """
     program = program_of(job)
     first = recorded(program, 0, job.gpus)
-    why, shifts, pattern = "no rank does what another one does", None, None
-    grid = ALIKE.get((job.inner, job.algorithm))
+    why, grid = "no rank does what another one does", ALIKE.get((job.inner, job.algorithm))
     if grid is not None:
         dims = grid(job.gpus, job.nbytes, **options_of(job))
-        why = _uneven(job) if dims is None else "no two ranks have wires alike"
-        pattern = None if dims is None else pattern_of(first, dims)
-        shifts = None if pattern is None else shifts_alike(pattern, wire_classes(job.hardware))
-    if pattern is not None and shifts is not None and shifts.each > 1:
-        small = shifts.roles * len(first["table"]) <= MOST_EVENTS
-        why = f"it has {shifts.roles:,} roles"
-        if small and not _contended(job, pattern, network):
-            if len(first["table"]) <= CHECKED:
-                check_shifted(first, recorded(program, job.gpus - 1, job.gpus), shifts.dims)
-            graph = folded_graph(program, first, shifts, ring_bytes(job), {"backend": "dry"})
-            return Timed(replay(graph, job.hardware), network, folded_bytes(pattern, network))
-        if small:
+        if dims is None:
+            why = _uneven(job)
+        elif _contended(job, pattern := pattern_of(first, dims), network):
             why = "messages that share links are not folded (--no-contention)"
+        else:
+            _check_pairs(job, pattern)
+            shifts = shifts_alike(pattern, wire_classes(job.hardware))
+            if shifts is not None and shifts.roles * len(first["table"]) <= MOST_EVENTS and shifts.each > 1:
+                return _by_roles(job, network, first, pattern, shifts)
+            why = "no two ranks have wires alike" if shifts is None else f"it has {shifts.roles:,} roles"
     last = recorded(program, job.gpus - 1, job.gpus)
     _check_size(job, (first, last), why)
     return None
+
+
+def _by_roles(
+    job: CollectiveJob, network: Topology, first: dict[str, Any], pattern: Pattern, shifts: Shifts
+) -> Timed:
+    """Replay one rank of each role; where recordings are short, one more is compared with rank 0's."""
+    program = program_of(job)
+    if len(first["table"]) <= CHECKED:
+        check_shifted(first, recorded(program, job.gpus - 1, job.gpus), shifts.dims)
+    graph = folded_graph(program, first, shifts, ring_bytes(job), {"backend": "dry"})
+    return Timed(replay(graph, job.hardware), network, folded_bytes(pattern, network))
 
 
 def _contended(job: CollectiveJob, pattern: Pattern, network: Topology) -> bool:
@@ -172,6 +180,19 @@ def _check_size(job: CollectiveJob, recordings: tuple[dict[str, Any], dict[str, 
     if (job.inner, job.algorithm) in ALIKE and even and even != job.nbytes:
         raise InputError("size", job.nbytes, rule, [f"{even}B", f"{even + job.gpus}B"])
     raise InputError("gpus", job.gpus, rule, _fewer(job, rows))
+
+
+def _check_pairs(job: CollectiveJob, pattern: Pattern) -> None:
+    """Refuse a folded collective in which too many pairs of ranks exchange something.
+
+    Raises:
+        InputError: with how many they are, and a number of GPUs that will do.
+    """
+    if pattern.pairs > MOST_PAIRS:
+        rule = (
+            f"{pattern.pairs:,} pairs of ranks exchange something; the routes of at most {MOST_PAIRS:,} are"
+        )
+        raise InputError("gpus", job.gpus, f"{rule} followed", [1 << int(math.log2(math.sqrt(MOST_PAIRS)))])
 
 
 def _fewer(job: CollectiveJob, rows: int) -> list[int]:
