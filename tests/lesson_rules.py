@@ -256,14 +256,14 @@ def perform_watched(taught: TaughtLesson) -> Lab:
     return lab
 
 
-CALLS_WATCHED = 200_000
+CALLS_WATCHED = 1_000_000
 
 
 @contextmanager
 def watching(spans: dict[str, list[range]]) -> Iterator[dict[str, set[int]]]:
     """Which lines of some files run meanwhile, on every thread that begins meanwhile.
 
-    A thread that is watched takes twice as long: after CALLS_WATCHED it has been round its loops.
+    A thread that is watched takes twice as long: a rank, after CALLS_WATCHED, has been round its loops.
     """
     ran: dict[str, set[int]] = {name: set() for name in spans}
     calls = threading.local()
@@ -275,7 +275,7 @@ def watching(spans: dict[str, list[range]]) -> Iterator[dict[str, set[int]]]:
 
     def call(frame, _event, _arg):
         calls.seen = getattr(calls, "seen", 0) + 1
-        if calls.seen > CALLS_WATCHED:
+        if calls.seen > CALLS_WATCHED and threading.current_thread() is not threading.main_thread():
             sys.settrace(None)
         return line if frame.f_code.co_filename in ran else None
 

@@ -88,7 +88,7 @@ def test_the_issue_s_command_under_torchrun_is_bit_equal_to_threads(dp, processe
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_outstanding_works_do_not_deadlock_or_swap_under_torchrun(tmp_path):
+def test_outstanding_works_do_not_deadlock_or_swap_under_torchrun(tmp_path, pool):
     script = tmp_path / "works.py"
     script.write_text(
         "import json\n"
@@ -99,7 +99,7 @@ def test_outstanding_works_do_not_deadlock_or_swap_under_torchrun(tmp_path):
         "    if cluster.leader:\n"
         "        print(json.dumps(said))\n"
     )
-    done = torchrun(4, str(script), cwd=tmp_path)
+    done = pool(4, str(script), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout) == [[expected(p, r, 4) for r in range(4)] for p in OUTSTANDING]
 
@@ -123,10 +123,10 @@ for op in ("sum", "max", "min"):
 
 
 @pytest.mark.parametrize("late", ["0", "1"])
-def test_clusters_one_after_the_other_in_one_job_do_not_meet_each_other(tmp_path, late):
+def test_clusters_one_after_the_other_in_one_job_do_not_meet_each_other(tmp_path, late, pool):
     script = tmp_path / "two.py"
     script.write_text(f"late = {late!r}\n{TWO}")
-    done = torchrun(2, str(script), cwd=tmp_path)
+    done = pool(2, str(script), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split("\n")[:3] == ["sum [3.0, 3.0]", "max [2.0, 2.0]", "min [1.0, 1.0]"]
 
@@ -145,16 +145,16 @@ dist.destroy_process_group()
 """
 
 
-def test_a_process_group_of_the_caller_s_own_is_used_and_left(tmp_path):
+def test_a_process_group_of_the_caller_s_own_is_used_and_left(tmp_path, pool):
     script = tmp_path / "own.py"
     script.write_text(OWN_GROUP)
-    done = torchrun(2, str(script), cwd=tmp_path)
+    done = pool(2, str(script), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split("\n")[:2] == ["[0, 1]", "[0, 1]"]
 
 
-def test_native_collectives_train_the_same_model_and_count_nothing(tmp_path):
-    done = torchrun(
+def test_native_collectives_train_the_same_model_and_count_nothing(tmp_path, pool):
+    done = pool(
         2,
         "-m",
         "glasscluster",

@@ -1,7 +1,8 @@
 """Nothing here is compiled: torch's compiler, whose import takes two seconds a process, is left alone.
 
-torch marks functions that its compiler shall not look into, among them `checkpoint` and, on `meta` tensors, most
-elementwise operators. The first call of each imports the compiler, to ask it for a wrapper that it passes over.
+torch marks functions that its compiler shall not look into, among them `checkpoint` and, on `meta` tensors,
+most elementwise operators. The first call of each imports the compiler, to ask it for a wrapper that it
+passes over.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import torch
 def leave_compiler_alone() -> int:
     """Let each marked function be its own wrapper. Returns how many there are.
 
-    Where the program itself has imported the compiler nothing changes, as for functions that are defined later.
-    Private to torch (torch/_compile.py): a torch that does it otherwise is slower here, and nothing else.
+    Where the program itself has imported the compiler nothing changes, as for functions that are defined
+    later. Private to torch (torch/_compile.py): a torch that does it otherwise is slower here, and nothing
+    else.
     """
     mark = getattr(getattr(torch, "_compile", None), "_disable_dynamo", None)
     if mark is None or "torch._dynamo" in sys.modules:
