@@ -5,10 +5,21 @@ from __future__ import annotations
 import json
 import sys
 
-from benchmarks import attention, commands, comparison, network, recorder, replay, ring, tokenizer
+from benchmarks import (
+    attention,
+    collectives,
+    commands,
+    comparison,
+    network,
+    recorder,
+    replay,
+    ring,
+    tokenizer,
+)
 
 ALL = {
     "attention": attention.measure,
+    "collectives": collectives.measure,
     "commands": commands.measure,
     "replay": replay.measure,
     "recorder": recorder.measure,

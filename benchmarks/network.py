@@ -27,7 +27,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.simgrid import FLAGS
-from glasscluster.scenarios.jobs.collective import one_collective
+from glasscluster.scenarios.jobs.collective_job import one_collective
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.run import Cluster

@@ -21,7 +21,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from glasscluster.scenarios.jobs.collective import one_collective
+from glasscluster.scenarios.jobs.collective_job import one_collective
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.run import Cluster

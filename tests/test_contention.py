@@ -12,7 +12,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from glasscluster.scenarios.jobs.collective import CollectiveJob, record
+from glasscluster.scenarios.jobs.collective_job import CollectiveJob
+from glasscluster.scenarios.jobs.timed_collective import record
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time import contention
@@ -307,7 +308,7 @@ def test_a_history_that_grows_many_times_is_the_same(monkeypatch):
 
 
 def test_a_recording_that_is_relabelled_round_the_ring_is_what_every_rank_would_have_recorded():
-    from glasscluster.scenarios.jobs.collective import one_collective
+    from glasscluster.scenarios.jobs.collective_job import one_collective
 
     operations = ("all_reduce", "reduce_scatter", "all_gather")
     cases = [

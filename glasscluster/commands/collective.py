@@ -41,9 +41,13 @@ def show(content: dict[str, Any], contention: bool | None) -> None:
         unshared = "no link is shared" if contention is None else "without contention"
         shared = "messages share links" if content["contention"] else unshared
         print(
-            f"{counted(content['steps'], 'step')}, {counted(content['messages'], 'message')}, busiest GPU sends {most:,} bytes; "
+            f"{counted(content['steps'], 'step')}, {counted(content['messages'], 'message')}, "
+            f"busiest GPU sends {most:,} bytes; "
             f"busiest link {link['from']} → {link['to']}, {link['utilisation_fraction']:.0%} ({shared})"
         )
+        if content["roles"]:
+            roles = counted(content["roles"], "role")
+            print(f"{content['gpus']:,} GPUs have {roles}: one of each was replayed, the others do the same")
     for row in content.get("sweep", []):
         took, bus = written_time(row["time_s"], 5), written_rate(row["bus_bandwidth_bytes_per_s"])
         what = f"{row['algorithm']:20} {row['gpus']:6} GPUs {row['size_bytes']:>16,} B"

@@ -131,6 +131,10 @@ CATALOGUE: dict[str, Said] = {
         "{before}, with messages that share links: for other links run `glass replay --contention`.",
         "{before}，消息共享链路：换其他链路请运行 `glass replay --contention`。",
     ),
+    "whatif_folded": Said(
+        "{before}. Each rank shown stands for all ranks of its role: for other links run `glass replay`.",
+        "{before}。图中每个 rank 代表同一角色的所有 rank：换其他链路请运行 `glass replay`。",
+    ),
     "whatif_says": Said(
         "{before} → {after} ({change}). Rank {rank} finishes last; of its time: {entries}.",
         "{before} → {after}（{change}）。rank {rank} 最后完成，它的时间：{entries}。",

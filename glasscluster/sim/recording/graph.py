@@ -36,11 +36,14 @@ from glasscluster.sim.recording.events import (
     RECV,
     SEND,
 )
+from glasscluster.sim.recording.fold import Fold
+from glasscluster.sim.recording.fold import from_file as fold_from_file
 from glasscluster.sim.recording.memory_log import as_columns, from_columns
 from glasscluster.sim.recording.order import csr, longest_chain, topological_order
 from glasscluster.sim.recording.sound import Unsound, check
 
 FORMAT = 4
+FOLDED_FORMAT = 5  # of a folded graph, which older versions would take for a whole one
 
 
 class ExecutionGraph:
@@ -67,6 +70,7 @@ class ExecutionGraph:
         ranks: how many ranks.
         info: what the run wants remembered: backend, precision, FLOPs of the model, ...
         memory: for each rank, what lived when: see sim/time/memory_history.py.
+        fold: of a folded graph, whose ranks are roles, whom they stand for (folded.py); otherwise None.
 
     Args:
         columns: the columns by name.
@@ -124,6 +128,7 @@ class ExecutionGraph:
         self.memory: dict[int, dict[str, Any]] = meta[
             "memory"
         ]  # rank -> what the ledger wrote down: see sim/time/memory_history.py
+        self.fold: Fold | None = None
 
     def __len__(self) -> int:
         return len(self.rank)
@@ -458,6 +463,10 @@ class ExecutionGraph:
         }
         arrays = {c: getattr(self, c) for c in COLUMNS} | memory
         arrays |= {"dep_ptr": self.dep_ptr, "dep_idx": self.dep_idx, "match": self.match}
+        if self.fold is not None:
+            shifts = {"dims": self.fold.shifts.dims, "steps": self.fold.shifts.steps}
+            meta |= {"format": FOLDED_FORMAT, "shifts": shifts}
+            arrays["fold_peer"] = self.fold.peer
         with replacing(path) as beside_it, beside_it.open("wb") as written:
             np.savez_compressed(written, meta=np.array(json.dumps(meta)), **arrays)
 
@@ -477,7 +486,7 @@ class ExecutionGraph:
         try:
             data = read_npz("graph", path)
             meta = json.loads(str(data["meta"]))
-            if meta["format"] != FORMAT:
+            if meta["format"] not in (FORMAT, FOLDED_FORMAT):
                 raise InputError(
                     "graph", str(path), f"has format {meta['format']}, this version reads {FORMAT}"
                 )
@@ -493,6 +502,8 @@ class ExecutionGraph:
             }
             graph = cls(columns, data["dep_ptr"], data["dep_idx"], data["match"], full)
             check(graph)
+            if meta["format"] == FOLDED_FORMAT:
+                graph.fold = fold_from_file(meta["shifts"], data["fold_peer"], graph.rank, graph.peer)
             return graph
         except InputError:
             raise

@@ -113,6 +113,8 @@ def load_packed(path: str | Path) -> ExecutionGraph:
             raise InputError(
                 "graph", str(path), f"has format {packed['format']}, this version reads {FORMAT}"
             )
+        if "folded" in packed["info"]:
+            raise InputError("graph", str(path), "is folded, and a page keeps only its roles: take graph.npz")
         columns = unpack(packed)
         n = len(columns["rank"])
         if not ((columns["match"] >= -1) & (columns["match"] < n)).all():

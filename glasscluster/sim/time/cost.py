@@ -21,7 +21,7 @@ import numpy as np
 from glasscluster.base.errors import InputError
 from glasscluster.base.link import Link
 from glasscluster.sim.recording.events import COLLECTIVE, COMPUTE, HOST, PHASES, RECV, REDUCE, SEND
-from glasscluster.sim.recording.graph import ExecutionGraph, distinct
+from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.sim.time.nccl import model as nccl
 
@@ -80,7 +80,8 @@ def costs(
     sends, receives = (
         np.flatnonzero(graph.kind == kind) if messages else np.empty(0, np.int64) for kind in (SEND, RECV)
     )
-    for rows, src, dst in ((sends, graph.rank, graph.peer), (receives, graph.peer, graph.rank)):
+    own, there = (graph.rank, graph.peer) if graph.fold is None else (graph.fold.rank, graph.fold.peer)
+    for rows, src, dst in ((sends, own, there), (receives, there, own)):
         for link, chosen in _by_wire(hw, src[rows], dst[rows]):
             here = rows[chosen]
             if rows is sends:
@@ -148,15 +149,9 @@ def _by_wire(hw: Hardware, src: np.ndarray, dst: np.ndarray) -> Iterator[tuple[L
         inside = src // hw.node_size == dst // hw.node_size
         yield from ((hw.intra, inside), (hw.inter, ~inside))
         return
-    ranks = int(max(src.max(initial=0), dst.max(initial=0))) + 1
-    pairs, place = distinct(src * ranks + dst, ranks**2)
-    kinds: dict[Link, int] = {}
-    kind = np.array(
-        [kinds.setdefault(hw.topology.link(*divmod(p, ranks)), len(kinds)) for p in pairs.tolist()],
-        dtype=np.int64,
-    )
-    for link, number in kinds.items():
-        yield link, kind[place] == number
+    wires, number = hw.topology.wires(src, dst)
+    for i, link in enumerate(wires):
+        yield link, number == i
 
 
 def native_cost(graph: ExecutionGraph, row: int, hw: Hardware) -> tuple[float, float]:

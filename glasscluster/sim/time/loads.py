@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from glasscluster.sim.recording.events import SEND
+from glasscluster.sim.recording.graph import distinct
 from glasscluster.sim.time.contention import Routes, routes_of
 from glasscluster.sim.time.network import Topology, of_hardware
 
@@ -75,12 +76,11 @@ def routed_bytes(graph: ExecutionGraph, topology: Topology) -> np.ndarray:
     """Return the bytes that each link carried according to the routes alone: each message counts on every
     link of its route.
     """
-    routes, total = routes_of(graph, topology), np.zeros(len(topology.links))
+    routes = routes_of(graph, topology)
     each = np.bincount(routes.of_message, graph.bytes[graph.kind == SEND], minlength=len(routes.overhead))
-    for route, nbytes in enumerate(each.tolist()):
-        for segment in range(routes.segment_ptr[route], routes.segment_ptr[route + 1]):
-            total[routes.links[routes.link_ptr[segment] : routes.link_ptr[segment + 1]]] += nbytes
-    return total
+    by_segment = np.repeat(each, np.diff(routes.segment_ptr))
+    by_link = np.repeat(by_segment, np.diff(routes.link_ptr))
+    return np.bincount(routes.links, by_link, minlength=len(topology.links))
 
 
 def utilisation(timeline: Timeline, edges: np.ndarray) -> np.ndarray:
@@ -105,8 +105,9 @@ def _onto_links(flows: Flows, amount: np.ndarray, links: int) -> np.ndarray:
 def is_shared(graph: ExecutionGraph, topology: Topology) -> bool:
     """Whether some link lies on the routes of messages from two different ranks."""
     sends = graph.kind == SEND
+    pairs, _ = distinct(graph.rank[sends] * graph.ranks + graph.peer[sends], graph.ranks**2)
     owner: dict[int, int] = {}
-    for src, dst in set(zip(graph.rank[sends].tolist(), graph.peer[sends].tolist(), strict=True)):
+    for src, dst in (divmod(pair, graph.ranks) for pair in pairs.tolist()):
         for link in topology.route(src, dst):
             if owner.setdefault(link, src) != src:
                 return True

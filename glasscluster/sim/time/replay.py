@@ -12,6 +12,7 @@ from numba import njit
 
 from glasscluster.sim.recording.graph import ExecutionGraph, rendezvous_edges
 from glasscluster.sim.recording.order import csr, topological_order
+from glasscluster.sim.time.alike import check_folded
 from glasscluster.sim.time.contention import replay_shared
 from glasscluster.sim.time.cost import costs
 from glasscluster.sim.time.hardware import Hardware, hardware
@@ -48,7 +49,7 @@ def replay(
 
     Raises:
         InputError: for unknown hardware, a precision that the GPU has no peak for, a rank or a kind of work
-            that is not in the recording.
+            that is not in the recording; of a folded graph also for hardware on which its ranks differ.
 
     Example:
         >>> import torch
@@ -64,6 +65,8 @@ def replay(
     """
     hw = hardware(hw)
     precision = precision or graph.info.get("precision", "fp32")
+    if graph.fold is not None:
+        check_folded(graph, hw, contention, bool(slow_ranks))
     cost = costs(graph, hw, precision, slow_ranks, faster, messages=not contention)
     dependencies = rendezvous_dependencies(graph) if rendezvous else (graph.dep_ptr, graph.dep_idx, None)
     shared = None

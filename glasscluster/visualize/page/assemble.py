@@ -36,7 +36,7 @@ SCRIPTS: tuple[str, ...] = (*ENGINE, "canvas.js", "timeline_tab.js")
 SCRIPTS += ("roving.js", "large.js", "figures.js", "presentation.js", "report.js")
 # words that every page's script may say; page_words adds what time goes to
 PAGE_WORDS: tuple[str, ...] = ("show_table", "hide_table", "table_cut", "you_said", "not_a_number", "drawn")
-PAGE_WORDS += ("out_of_range", "follows", "whatif_idle", "whatif_says", "whatif_shared")
+PAGE_WORDS += ("out_of_range", "follows", "whatif_idle", "whatif_says", "whatif_shared", "whatif_folded")
 PAGE_WORDS += ("rank", "opt", "to_rank", "launched", "from_to", "length", "axis", "events")
 PAGE_WORDS += ("messages_of", "forward", "backward", "weight", "recompute", "optimizer", "other")
 PAGE_WORDS += ("collective", "p2p", "host", "entry_exposed")

@@ -114,8 +114,9 @@ def _chapter_figures(number: int, chapter: Chapter) -> Iterator[tuple[str, Calla
     yield f"matrix-{number}", partial(network.traffic_figure, graph)
     for name, make in chapter.network.items():
         yield f"net-{name}-{number}", make
-    yield f"load-{number}", partial(load_figure, chapter.first)
-    yield f"ring-{number}", partial(stepper_figure, graph)
+    if graph.fold is None:  # roles have no links of their own, and do not hold what the others send
+        yield f"load-{number}", partial(load_figure, chapter.first)
+        yield f"ring-{number}", partial(stepper_figure, graph)
     if chapter.equivalence:
         yield f"same-{number}", partial(equivalence_figure, chapter.equivalence)
 

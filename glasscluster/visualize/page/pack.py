@@ -11,7 +11,7 @@ from glasscluster.base.link import Link
 from glasscluster.sim.recording.events import COLLECTIVE, SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.recording.packed import reals
-from glasscluster.sim.time.cost import FP8_KERNELS, native_cost
+from glasscluster.sim.time.cost import FP8_KERNELS, costs, native_cost
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.sim.time.timeline import Timeline
 
@@ -40,7 +40,9 @@ def pack_timeline(timeline: Timeline) -> dict[str, Any]:
             reals(column)
             for column in zip(*(native_cost(graph, r, timeline.hardware) for r in whole), strict=True)
         ]
-    if timeline.hardware.topology is not None:
+    if graph.fold is not None:
+        packed |= {"shared": _pack_folded(timeline), "folded": True}
+    elif timeline.hardware.topology is not None:
         packed |= _pack_routes(graph, timeline.hardware)
     if timeline.shared is not None:
         seconds = timeline.end - timeline.start
@@ -52,6 +54,13 @@ def pack_timeline(timeline: Timeline) -> dict[str, Any]:
         )  # of a receive: in flight
         packed["shared"] = reals(seconds[graph.canonical])
     return packed
+
+
+def _pack_folded(timeline: Timeline) -> str:
+    """Seconds of each message on its lane, or in flight: a role's number does not say over which wire."""
+    cost = costs(timeline.graph, timeline.hardware, timeline.precision)
+    received = timeline.graph.match >= 0
+    return reals(np.where(received, cost.latency, cost.duration)[timeline.graph.canonical])
 
 
 def _pack_routes(graph: ExecutionGraph, hw: Hardware) -> dict[str, Any]:

@@ -441,7 +441,7 @@ const GlassTimelineTab = function (page) {
       control.disabled = shared;
     });
     says.textContent = shared
-      ? say("whatif_shared", values)
+      ? say(V.about.hardware.folded ? "whatif_folded" : "whatif_shared", values)
       : V.now === V.base
         ? say("whatif_idle", values)
         : say("whatif_says", values) + (V.g.pipelined ? " " + say("whatif_papers", values) : "");

@@ -63,8 +63,9 @@ class _Rank:
         import torch
         import torch.distributed as dist
 
-        # Ray's handler would raise SystemExit inside the program once Python runs again, and the program would
-        # seem to be the cause. An actor that is told to end is gone at once instead, and named by its process.
+        # Ray's handler would raise SystemExit inside the program once Python runs again, and the program
+        # would seem to be the cause. An actor that is told to end is gone at once instead, and named by its
+        # process.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if place.address == "127.0.0.1":
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"

@@ -7,6 +7,7 @@ from pkgutil import iter_modules
 
 from glasscluster.sim.ranks.collectives.registry import (
     ALGORITHMS,
+    ALIKE,
     OPERATIONS,
     THEORY,
     collective,
@@ -21,6 +22,7 @@ for _module in iter_modules(__path__):  # importing a file of this folder regist
 
 __all__ = [
     "ALGORITHMS",
+    "ALIKE",
     "OPERATIONS",
     "THEORY",
     "collective",

@@ -18,12 +18,13 @@ from __future__ import annotations
 import torch
 
 from glasscluster.base.link import Link
+from glasscluster.sim.ranks.collectives.alike import round_a_ring_of_any_size
 from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another
 from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
-@collective("barrier", "dissemination")
+@collective("barrier", "dissemination", alike=round_a_ring_of_any_size)
 def barrier(work: CollectiveWork, x: torch.Tensor) -> Steps:
     """Finish when every rank has begun. `x` is the signal; its content does not matter."""
     heard = work.stage(x.numel(), x)

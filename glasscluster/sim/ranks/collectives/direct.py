@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import torch
 
 from glasscluster.base.link import Link
+from glasscluster.sim.ranks.collectives.alike import round_a_ring
 from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another, through_one_port
 from glasscluster.sim.ranks.work import CollectiveWork, Steps
@@ -56,7 +57,7 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> St
     return _reduce_chunk(work, x, staging, op)
 
 
-@collective("all_gather", "direct")
+@collective("all_gather", "direct", alike=round_a_ring)
 def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
     """`x`: flat [n], chunk `rank` filled. Ends with every rank's chunk."""
     chunks = torch.tensor_split(x, work.size)
@@ -123,7 +124,7 @@ def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Steps:
         yield work.send(chunks[work.rank], dst)
 
 
-@collective("all_to_all", "direct")
+@collective("all_to_all", "direct", alike=round_a_ring)
 def all_to_all(
     work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]
 ) -> Steps:

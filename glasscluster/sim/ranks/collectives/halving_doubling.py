@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 
 from glasscluster.base.link import Link
+from glasscluster.sim.ranks.collectives.alike import across_bits
 from glasscluster.sim.ranks.collectives.recursive_doubling import largest_power_of_two
 from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory
@@ -28,7 +29,7 @@ from glasscluster.sim.ranks.collectives.tree import slices
 from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
-@collective("reduce_scatter", "halving-doubling")
+@collective("reduce_scatter", "halving-doubling", alike=across_bits)
 def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Chunk `rank` ends with the `op` over ranks."""
     n, r = work.size, work.rank
@@ -46,7 +47,7 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> St
     return steps()
 
 
-@collective("all_reduce", "halving-doubling")
+@collective("all_reduce", "halving-doubling", alike=across_bits)
 def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Ends with the `op` over ranks."""
     n, r = work.size, work.rank

@@ -34,7 +34,13 @@ def group_size(n: int, node_size: int) -> int:
     return max(g for g in range(1, min(n, node_size) + 1) if n % g == 0)
 
 
-@collective("all_reduce", "hierarchical")
+def round_both_levels(size: int, nbytes: int, node_size: int = 8) -> tuple[int, ...] | None:
+    """Nodes are alike, and so are the places in a node (see alike.py), in equal chunks."""
+    g = group_size(size, node_size)
+    return (size // g, g) if nbytes % size == 0 else None
+
+
+@collective("all_reduce", "hierarchical", alike=round_both_levels)
 def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_size: int = 8) -> Steps:
     """`x`: flat [n]. Ends with the `op` over ranks."""
     inside, across = _levels(work, node_size)
@@ -51,7 +57,7 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_size
     return steps()
 
 
-@collective("reduce_scatter", "hierarchical")
+@collective("reduce_scatter", "hierarchical", alike=round_both_levels)
 def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_size: int = 8) -> Steps:
     """`x`: flat [n]. Chunk `rank` ends with the `op` over ranks."""
     inside, across, combs, place = _combs(work, x, node_size)
@@ -70,7 +76,7 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_
     return steps()
 
 
-@collective("all_gather", "hierarchical")
+@collective("all_gather", "hierarchical", alike=round_both_levels)
 def all_gather(work: CollectiveWork, x: torch.Tensor, node_size: int = 8) -> Steps:
     """`x`: flat [n], chunk `rank` filled. Ends with every rank's chunk."""
     inside, across, combs, place = _combs(work, x, node_size)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import torch
 
 from glasscluster.base.link import Link
+from glasscluster.sim.ranks.collectives.alike import round_or_across
 from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another, power_of_two
 from glasscluster.sim.ranks.work import CollectiveWork, Steps
@@ -34,7 +35,7 @@ def partners(work: CollectiveWork) -> list[tuple[int, int]]:
     return [((r + k) % n, (r - k) % n) for k in range(1, n)]
 
 
-@collective("all_to_all", "pairwise")
+@collective("all_to_all", "pairwise", alike=round_or_across)
 def all_to_all(
     work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]
 ) -> Steps:
@@ -45,7 +46,7 @@ def all_to_all(
         yield work.exchange(chunks[dst], dst, slots[src], src)
 
 
-@collective("reduce_scatter", "pairwise")
+@collective("reduce_scatter", "pairwise", alike=round_or_across)
 def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Chunk `rank` ends with the `op` over ranks."""
     chunks = torch.tensor_split(x, work.size)

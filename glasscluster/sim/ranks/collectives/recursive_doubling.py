@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 
 from glasscluster.base.link import Link
+from glasscluster.sim.ranks.collectives.alike import across_bits_of_any_size
 from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another
 from glasscluster.sim.ranks.collectives.tree import slices
@@ -30,7 +31,7 @@ def largest_power_of_two(n: int) -> int:
     return 1 << (n.bit_length() - 1)
 
 
-@collective("all_reduce", "recursive-doubling")
+@collective("all_reduce", "recursive-doubling", alike=across_bits_of_any_size)
 def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Ends with the `op` over ranks."""
     n, r = work.size, work.rank

@@ -55,7 +55,13 @@ _LOADED: set[str] = set()  # files
 _LOADING = Lock()  # ranks may be threads
 
 
-def collective(operation: str, name: str) -> Callable[[Callable], Callable]:
+# by operation and name: the grid on whose shifts all ranks do the same (alike.py); nothing: they do not
+ALIKE: dict[tuple[str, str], Callable[..., tuple[int, ...] | None]] = {}
+
+
+def collective(
+    operation: str, name: str, alike: Callable[..., tuple[int, ...] | None] | None = None
+) -> Callable[[Callable], Callable]:
     """Register the decorated function as an algorithm of a collective.
 
     The function is called on every rank as `steps(work, x, **options)`, x the flat buffer [numel]; it posts
@@ -66,6 +72,7 @@ def collective(operation: str, name: str) -> Callable[[Callable], Callable]:
     Args:
         operation: one of `OPERATIONS`, such as `all_reduce`.
         name: what the algorithm is called: `comm.all_reduce(x, algorithm=name)`.
+        alike: says which ranks do the same, as in alike.py; None: nobody knows, so each is recorded.
 
     Returns:
         A decorator that returns the function unchanged.
@@ -98,8 +105,12 @@ def collective(operation: str, name: str) -> Callable[[Callable], Callable]:
     def register(steps: Callable) -> Callable:
         _check_parameters(operation, name, steps)
         ALGORITHMS[operation][name] = steps
+        if alike is not None:
+            ALIKE[operation, name] = alike
         if operation == "all_reduce":
             ALGORITHMS["barrier"].setdefault(name, steps)
+            if alike is not None:
+                ALIKE.setdefault(("barrier", name), alike)
         return steps
 
     return register

@@ -22,26 +22,27 @@ from __future__ import annotations
 import torch
 
 from glasscluster.base.link import Link
+from glasscluster.sim.ranks.collectives.alike import round_a_ring
 from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another
 from glasscluster.sim.ranks.wire import Ticket
 from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
-@collective("reduce_scatter", "ring")
+@collective("reduce_scatter", "ring", alike=round_a_ring)
 def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Chunk `rank` ends summed over ranks."""
     chunks = torch.tensor_split(x, work.size)
     return _reduce_scatter(work, chunks, work.stage(chunks[0].numel(), x), op)
 
 
-@collective("all_gather", "ring")
+@collective("all_gather", "ring", alike=round_a_ring)
 def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
     """`x`: flat [n], chunk `rank` filled. Ends with every rank's chunk."""
     return _all_gather(work, torch.tensor_split(x, work.size))
 
 
-@collective("all_reduce", "ring")
+@collective("all_reduce", "ring", alike=round_a_ring)
 def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Ends summed over ranks."""
     chunks = torch.tensor_split(x, work.size)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import networkx as nx
+import numpy as np
 
-from glasscluster.sim.time.network.topology import Node
+from glasscluster.sim.time.network.topology import Alike, Node
 
 
 def gpu(i: int) -> str:
@@ -55,6 +56,18 @@ def new_switch(graph: nx.DiGraph, name: str, pos: tuple[float, float], kind: str
 
 def on_circle(n: int) -> Callable[[int], tuple[float, float]]:
     return lambda i: (math.sin(2 * math.pi * i / n), math.cos(2 * math.pi * i / n))
+
+
+def all_alike(src: np.ndarray, dst: np.ndarray) -> np.ndarray:
+    """Every two GPUs are joined by wires alike: one class of all pairs (see `Topology`)."""
+    return np.zeros(np.broadcast(src, dst).size, dtype=np.int64)
+
+
+def inside(size: int) -> Alike:
+    """Return the classes of pairs (see `Topology`) where only this matters: are both GPUs in one group of
+    `size` consecutive ones?
+    """
+    return lambda src, dst: (src // size == dst // size).astype(np.int64)
 
 
 def factors(n: int, dims: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glasscluster.sim.time.network.blocks import Cable, gpu, join, network, new_switch
+from glasscluster.sim.time.network.blocks import Cable, gpu, inside, join, network, new_switch
 from glasscluster.sim.time.network.topology import Node, Topology
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def of_hardware(hw: Hardware, gpus: int) -> Topology:
             return [gpu(src), f"node {a}", gpu(dst)]
         return [gpu(src), _nic(hw, a, k, nics), "network", _nic(hw, b, j, nics), gpu(dst)]
 
-    return Topology(hw.name, graph, [gpu(i) for i in range(gpus)], rule)
+    return Topology(hw.name, graph, [gpu(i) for i in range(gpus)], rule, alike=inside(g))
 
 
 def _nic(hw: Hardware, node: int, place: int, nics: int) -> str:

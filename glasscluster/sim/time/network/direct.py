@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from glasscluster.base.errors import InputError
-from glasscluster.sim.time.network.blocks import Cable, factors, gpu, join, network, on_circle
+from glasscluster.sim.time.network.blocks import Cable, all_alike, factors, gpu, join, network, on_circle
 from glasscluster.sim.time.network.topology import Node, Topology
 
 
@@ -74,7 +74,16 @@ def _grid(name: str, dims: Sequence[int], cable: Cable, *, wraps: bool, where: A
                 nodes.append(gpu(_at({}, here, dims)))
         return nodes
 
-    return Topology(name, graph, [gpu(i) for i in range(n)], rule)
+    def alike(src: np.ndarray, dst: np.ndarray) -> np.ndarray:
+        """The number of links along each dim, as the digits of one number."""
+        key, below = np.zeros(len(src), dtype=np.int64), 1
+        for size in reversed(dims):
+            steps = np.abs(dst // below % size - src // below % size)
+            key = key * (size + 1) + (np.minimum(steps, size - steps) if wraps else steps)
+            below *= size
+        return key
+
+    return Topology(name, graph, [gpu(i) for i in range(n)], rule, alike=alike)
 
 
 def coordinates(i: int, dims: Sequence[int]) -> list[int]:
@@ -120,7 +129,14 @@ def hypercube(n: int, cable: Cable) -> Topology:
                 nodes.append(gpu(src))
         return nodes
 
-    return Topology("hypercube", graph, [gpu(i) for i in range(n)], rule)
+    def alike(src: np.ndarray, dst: np.ndarray) -> np.ndarray:
+        """The number of bits that differ."""
+        differ, count = src ^ dst, np.zeros(len(src), dtype=np.int64)
+        for bit in range(n.bit_length() - 1):
+            count += differ >> bit & 1
+        return count
+
+    return Topology("hypercube", graph, [gpu(i) for i in range(n)], rule, alike=alike)
 
 
 def fully_connected(n: int, cable: Cable) -> Topology:
@@ -129,7 +145,7 @@ def fully_connected(n: int, cable: Cable) -> Topology:
     for i in range(n):
         for j in range(i):
             join(graph, gpu(i), gpu(j), cable)
-    return Topology("fully-connected", graph, [gpu(i) for i in range(n)])
+    return Topology("fully-connected", graph, [gpu(i) for i in range(n)], alike=all_alike)
 
 
 # NVLink cables between the GPUs of a DGX-1 with V100 (hybrid cube mesh; as `nvidia-smi topo -m` prints it,

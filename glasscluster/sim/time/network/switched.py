@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from glasscluster.base.errors import InputError
-from glasscluster.sim.time.network.blocks import Cable, gpu, join, network, new_switch
+from glasscluster.sim.time.network.blocks import Cable, all_alike, gpu, inside, join, network, new_switch
 from glasscluster.sim.time.network.topology import Node, Topology
 
 
@@ -15,7 +17,8 @@ def switch(n: int, cable: Cable) -> Topology:
     centre = new_switch(graph, "switch", ((n - 1) / 2, 1.0))
     for i in range(n):
         join(graph, gpu(i), centre, cable, long=0.5)
-    return Topology("switch", graph, [gpu(i) for i in range(n)], lambda a, b: [gpu(a), centre, gpu(b)])
+    gpus = [gpu(i) for i in range(n)]
+    return Topology("switch", graph, gpus, lambda a, b: [gpu(a), centre, gpu(b)], alike=all_alike)
 
 
 def fat_tree(n: int, cable: Cable, leaf: int | None = None, oversubscription: float = 1.0) -> Topology:
@@ -59,7 +62,7 @@ def fat_tree(n: int, cable: Cable, leaf: int | None = None, oversubscription: fl
             return [gpu(src), f"leaf {a}", gpu(dst)]
         return [gpu(src), f"leaf {a}", f"spine {dst % spines}", f"leaf {b}", gpu(dst)]
 
-    return Topology("fat-tree", graph, [gpu(i) for i in range(n)], rule)
+    return Topology("fat-tree", graph, [gpu(i) for i in range(n)], rule, alike=inside(down))
 
 
 def _divisor_near(n: int, wish: float) -> int:
@@ -95,7 +98,11 @@ def rail(n: int, cable: Cable, node: int | None = None) -> Topology:
         first: list[Node] = [gpu(src)] if k == j else [gpu(src), f"node {a}", gpu(a * g + j)]
         return [*first, f"rail {j}", gpu(dst)]
 
-    return Topology("rail", graph, [gpu(i) for i in range(n)], rule)
+    def alike(src: np.ndarray, dst: np.ndarray) -> np.ndarray:
+        """Inside a node, on one rail, or by way of a GPU of the sender's node."""
+        return np.where(src // g == dst // g, 0, np.where(src % g == dst % g, 1, 2))
+
+    return Topology("rail", graph, [gpu(i) for i in range(n)], rule, alike=alike)
 
 
 def pcie_tree(n: int, cable: Cable) -> Topology:

@@ -28,11 +28,14 @@ import numpy as np
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.link import Link
+from glasscluster.sim.recording.graph import distinct
 
 Node = Hashable
 Rule = Callable[
     [int, int], Sequence[Node]
 ]  # (number of a GPU, number of another) -> the nodes on the way, both ends included
+# (numbers of GPUs, numbers of others) -> a number for each pair: those with the same one have wires alike
+Alike = Callable[[np.ndarray, np.ndarray], np.ndarray]
 LIMITS = (
     ("bandwidth", 0.0, "must be more than 0"),
     ("latency_s", -1e-300, "must not be negative"),
@@ -41,7 +44,12 @@ LIMITS = (
 
 
 class Topology:
-    """A network. `gpus[i]` is the node of GPU i; `place[r]` the number of the GPU on which rank r runs."""
+    """A network. `gpus[i]` is the node of GPU i; `place[r]` the number of the GPU on which rank r runs.
+
+    `alike` says without a look at their routes which pairs of GPUs are joined by wires alike (as `link` makes
+    them), in a network whose links are alike wherever they join nodes of the same kinds. Every number that it
+    gives to some pair, it gives to a pair with GPU 0.
+    """
 
     def __init__(
         self,
@@ -50,9 +58,10 @@ class Topology:
         gpus: Sequence[Node],
         rule: Rule | None = None,
         place: Sequence[int] | None = None,
+        alike: Alike | None = None,
     ) -> None:
         self.name, self.graph, self.gpus = name, graph, list(gpus)
-        self.rule = rule or self._fewest_links
+        self.rule, self.alike = rule or self._fewest_links, alike
         self.place = list(range(len(self.gpus))) if place is None else list(place)
         self._routes: dict[tuple[int, int], list[int]] = {}
 
@@ -139,6 +148,61 @@ class Topology:
             self.name, bandwidth, latency, float(self.overhead_s[segments[0][0]]) if segments else 0.0
         )
 
+    # ---- wires alike ---------------------------------------------------------------------------------------
+    @cached_property
+    def _links_as_built(self) -> bool:
+        """Whether links are alike wherever they join nodes of the same kinds: nobody changed one."""
+        kinds: dict[frozenset[str], tuple[float, ...]] = {}
+        columns = (self.bandwidth, self.latency_s, self.overhead_s, self.forwards_whole)
+        if all((column == column[0]).all() for column in columns):
+            return True
+        for (u, v), *link in zip(self.links, *(c.tolist() for c in columns), strict=True):
+            ends = frozenset(self.graph.nodes[node].get("kind", "") for node in (u, v))
+            if kinds.setdefault(ends, tuple(link)) != tuple(link):
+                return False
+        return True
+
+    def classes(self, src: np.ndarray, dst: np.ndarray) -> np.ndarray | None:
+        """Return a number for each pair of ranks: pairs with the same one have equal `link`s. None where only
+        their routes can tell.
+        """
+        if self.alike is None or not self._links_as_built:
+            return None
+        place = np.array(self.place)
+        return self.alike(place[src], place[dst])
+
+    def wires(self, src: np.ndarray, dst: np.ndarray) -> tuple[list[Link], np.ndarray]:
+        """Return the different wires between pairs of ranks, and for each pair the number of its wire."""
+        ranks = len(self.place)
+        kinds = self.classes(src, dst)
+        keys = src * ranks + dst if kinds is None else kinds
+        known, place = distinct(keys, int(keys.max(initial=0)) + 1)
+        example = np.empty(len(known), dtype=np.int64)
+        example[place] = np.arange(len(keys))  # some pair of each class
+        number: dict[Link, int] = {}
+        pairs = zip(src[example].tolist(), dst[example].tolist(), strict=True)
+        of_class = [number.setdefault(self.link(a, b), len(number)) for a, b in pairs]
+        return list(number), np.array(of_class, dtype=np.int64)[place]
+
+    def one_wire(self) -> Link | None:
+        """Return the wire between any two ranks, where all pairs have equal ones; None where they differ."""
+        n = len(self.place)
+        alike = self.alike is not None and self._links_as_built
+        wire = self.link(0, 1)
+        here = self.place.index(0)  # on GPU 0, whose pairs show every class
+        for a in (here,) if alike else range(n):
+            others = np.array([b for b in range(n) if b != a])
+            for b in self._one_of_each(a, others) if alike else others.tolist():
+                if self.link(a, b) != wire:
+                    return None
+        return wire
+
+    def _one_of_each(self, rank: int, others: np.ndarray) -> list[int]:
+        """One of the other ranks for each class of wires that join it to `rank`."""
+        kinds = self.classes(np.full(len(others), rank), others)
+        assert kinds is not None
+        return others[np.unique(kinds, return_index=True)[1]].tolist()
+
     def segments(self, src: int, dst: int) -> list[list[int]]:
         """The route cut after every link that stores and forwards: a message is on one segment at a time."""
         cut: list[list[int]] = [[]]
@@ -176,7 +240,7 @@ class Topology:
 
     def _with(self, graph: nx.DiGraph, place: Sequence[int]) -> Topology:
         rule = None if self.routes_are_fewest_links else self.rule
-        return Topology(self.name, graph, self.gpus, rule, place)
+        return Topology(self.name, graph, self.gpus, rule, place, self.alike)
 
     # ---- sameness ------------------------------------------------------------------------------------------
     def check(self) -> Topology:
