@@ -235,7 +235,16 @@ def assemble(gpu: GPU, job: Job, observers: Sequence[Observer]) -> Parts:
         show_activations(parallel, stages, observers)
     shape, dtype = (plan.micro_batch, job.model.seq // plan.pieces, job.model.hidden), DTYPES[plan.precision]
     executor = PipelineExecutor(
-        gpu, place.pp, plan.pipeline, stages, shape, dtype, manager.of, weight_gradients
+        gpu,
+        place.pp,
+        plan.pipeline,
+        stages,
+        shape,
+        dtype,
+        manager.of,
+        weight_gradients,
+        None if observers else gpu.repeated,  # who looks on sees every action run
+        [b.routing for s in stages.values() for b in s.layers.values() if job.model.routed(b.index)],
     )
     loader = Loader(job, gpu.device, place.dp_rank, parallel.context.cut, place.has_loss)
     return Parts(place, parallel, stages, manager, executor, loader, keep, layers, tensor_sum)

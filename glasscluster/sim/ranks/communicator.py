@@ -78,7 +78,7 @@ class Communicator:
         progress.queues.append(self._queue)
         progress.communicators.append(self)
         recorder.groups[group] = (axis, self.ranks)
-        self._launched = 0
+        self.launched = 0
         self.last_collective = -1  # row of the one that finished last
         self._next_split = (group + 1) * 64
 
@@ -918,8 +918,8 @@ class Communicator:
             >>> Cluster("classroom", gpus=1).run(lambda gpu: [gpu.comm.next_sequence() for _ in range(3)]).results
             [[0, 1, 2]]
         """
-        self._launched += 1
-        return self._launched - 1
+        self.launched += 1
+        return self.launched - 1
 
     def restart_numbering(self) -> None:
         """Number collectives from 0 again, because a new recording starts.
@@ -933,7 +933,7 @@ class Communicator:
             >>> Cluster("classroom", gpus=1).run(program).results
             [((0, 1), 0)]
         """
-        self._launched, self.last_collective = 0, -1
+        self.launched, self.last_collective = 0, -1
 
 
 def _average(x: torch.Tensor, n: int) -> None:

@@ -19,6 +19,7 @@ from glasscluster.sim.ranks.wire import Wire
 from glasscluster.sim.ranks.work import Progress
 from glasscluster.sim.recording.memory import Ledger
 from glasscluster.sim.recording.recorder import Recorder, RecordingMode
+from glasscluster.sim.recording.repeated import EachTime, Repeated
 from glasscluster.sim.recording.without_compiler import leave_compiler_alone
 
 
@@ -31,6 +32,7 @@ class GPU:
         device: the torch device to make tensors on: `cpu`, `cuda:0`, or `meta` on the dry backend.
         comm: the communicator of all ranks.
         memory: the ledger of bytes that live on this rank.
+        repeated: runs actions that repeat; on the dry backend it records some of them without running them.
 
     Args:
         wire: the backend's two primitives, send and receive.
@@ -56,6 +58,8 @@ class GPU:
         self.progress = Progress(wire)
         ranks = range(wire.size)
         self.comm = Communicator(wire, self.progress, recorder, ledger, ranks, "world", GROUP_IDS["world"])
+        repeats = wire.repeats and not recorder.paused
+        self.repeated = Repeated(recorder, ledger, self.progress.communicators) if repeats else EachTime()
         self._mesh: Mesh | None = None
         self._host: Host | None = None
         # called when the recording is complete, to free what it needed

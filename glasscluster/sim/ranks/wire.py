@@ -43,6 +43,9 @@ class Wire(ABC):
     operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = (
         None  # runs an operator with its arguments; None: the operator is called directly
     )
+    repeats = (
+        False  # whether an action that repeats may be recorded without being run (sim/recording/repeated.py)
+    )
 
     @abstractmethod
     def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:

@@ -38,6 +38,7 @@ class Group(Protocol):
     rank: int
     size: int
     tag_base: int
+    launched: int
     last_collective: int
 
     def lane(self, which: int) -> int:

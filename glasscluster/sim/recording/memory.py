@@ -10,7 +10,6 @@ Fragmentation and a kernel's own workspace are not modelled.
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import torch
 from glasscluster.base.errors import OutOfMemory
 from glasscluster.sim.recording.events import CATEGORIES, OPTIMIZER, OTHER, PHASES
 from glasscluster.sim.recording.memory_log import Resident, largest
+from glasscluster.sim.recording.rows import Log
 
 ACTIVATIONS, BUFFERS = CATEGORIES.index("activations"), CATEGORIES.index("buffers")
 BEFORE = "from before the step"
@@ -39,12 +39,13 @@ class Ledger:
         self.rank, self.capacity = rank, capacity
         self.now = [0] * len(CATEGORIES)
         self.total = 0
-        self.log: list[tuple[int, int, int, int]] = []
+        self.log = Log(4)
         self.live: dict[
-            int, tuple[int, int, str, weakref.ref, int]
-        ] = {}  # storage -> (category, bytes, name, reference, number)
+            int, tuple[int, int, str, weakref.ref | None, int]
+        ] = {}  # storage -> (category, bytes, name, reference, number); without a reference: see repeated.py
         self.names: dict[int, str] = {}  # number -> name, of the storages that somebody named
-        self.numbers = itertools.count()
+        self.next_number = 0
+        self.noted: list[tuple[str, int, Callable[[int], None]]] = []  # what `note` was asked, and said
         self.host: dict[
             int, tuple[int, weakref.ref]
         ] = {}  # storage -> (bytes, reference): in host memory, not on the GPU
@@ -115,22 +116,38 @@ class Ledger:
         self._change(category, nbytes - old, number)
 
     def _add(self, storage: torch.UntypedStorage, category: int, name: str) -> None:
-        key, number = storage._cdata, next(self.numbers)
-        self.live[key] = (
-            category,
-            storage.nbytes(),
-            name,
-            weakref.ref(storage, partial(self._freed, key)),
-            number,
-        )
+        number = self.next_number
+        self.next_number += 1
+        self.adopt(storage, category, name, number)
         self._call(number, name)
         self._change(category, storage.nbytes(), number)
+
+    def adopt(self, storage: torch.UntypedStorage, category: int, name: str, number: int) -> None:
+        """Know a storage by a number from now until Python lets go of it; its bytes are counted already."""
+        key = storage._cdata
+        freed = weakref.ref(storage, partial(self._freed, key))
+        self.live[key] = (category, storage.nbytes(), name, freed, number)
+
+    def number_of(self, tensor: torch.Tensor) -> int:
+        """The number of a tensor's storage; -1 if it is not counted here."""
+        entry = self.live.get(tensor.untyped_storage()._cdata)
+        return -1 if entry is None else entry[4]
+
+    def by_number(self) -> dict[int, tuple[int, int, str]]:
+        """Category, bytes and name of each live storage, by its number."""
+        return {number: (category, nbytes, name) for category, nbytes, name, _, number in self.live.values()}
+
+    def hold(self, key: int, held: tuple[int, int, str]) -> None:
+        """Count a live storage as of this category, bytes and name; the log has it already."""
+        _, _, _, reference, number = self.live[key]
+        self.live[key] = (*held, reference, number)
+        self._call(number, held[2])
 
     def _call(self, number: int, name: str) -> None:
         if name:
             self.names[number] = name
 
-    def _freed(self, key: int, _reference: weakref.ref) -> None:
+    def _freed(self, key: int, _reference: weakref.ref | None) -> None:
         category, nbytes, _, _, number = self.live.pop(key)
         self._change(category, -nbytes, number)
 
@@ -164,6 +181,7 @@ class Ledger:
         ]
         self.names = {number: name or BEFORE for _, _, name, _, number in self.live.values()}
         self.log.clear()
+        self.noted.clear()
 
     def snapshot(self) -> dict[str, int]:
         """Bytes by category at this moment."""
@@ -173,9 +191,18 @@ class Ledger:
         """Bytes of the live storages that were registered under a name."""
         return sum(nbytes for _, nbytes, known_as, _, _ in self.live.values() if known_as == name)
 
+    def note(self, name: str, take: Callable[[int], None]) -> None:
+        """Tell `take` the bytes that live under a name at this moment.
+
+        It is told again where what is recorded now is recorded again without being run (repeated.py).
+        """
+        nbytes = self.named(name)
+        self.noted.append((name, nbytes, take))
+        take(nbytes)
+
     def residents(self, top: int = 5) -> list[Resident]:
         """What holds most bytes now: live storages, those of one name together."""
-        born = {number: clock for clock, _, _, number in reversed(self.log)}
+        born = {number: clock for clock, _, _, number in self.log.all()[::-1].tolist()}
         held = []
         for category, nbytes, _, _, number in self.live.values():
             phase, layer, name = (

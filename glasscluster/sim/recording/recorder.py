@@ -24,6 +24,7 @@ from glasscluster.base.errors import InputError
 from glasscluster.sim.recording.events import COMPUTE, FIELDS, PHASES, RECOMPUTE
 from glasscluster.sim.recording.memory import Ledger
 from glasscluster.sim.recording.operator_rules import decomposed, rule_of
+from glasscluster.sim.recording.rows import Log, Rows
 
 _ACCUMULATE = 1 << 62
 LARGEST_LABEL = (1 << 31) - 1  # of a layer or a micro-batch
@@ -52,11 +53,13 @@ class Recorder:
 
     def __init__(self, rank: int, ledger: Ledger) -> None:
         self.rank, self.ledger = rank, ledger
-        self.rows: list[tuple] = []
+        self.rows = Rows(len(FIELDS))
         self.lane_length: dict[int, int] = {}
         self.frontier: tuple[int, ...] = ()  # rows that the next event of the program must follow
         self.ticks = 0  # operations and waits of the program so far: the memory ledger's clock
-        self.waits: list[tuple[int, int]] = []  # (clock, row waited for)
+        self.waits = Log(2)  # (clock, row waited for)
+        self.opened = 0  # the row with which the action under way began (repeated.py),
+        self.reached_back = False  # and whether it waited for something from before it
         self.paused = False
         self.phase, self.layer, self.micro_batch = 0, -1, -1
         self.running = ""  # name of the operation that is being recorded
@@ -66,7 +69,7 @@ class Recorder:
         self._layer_spans: list[
             tuple[int, int]
         ] = []  # (first autograd sequence number, layer), forward order
-        self._backward_at = -1
+        self.backward_at = -1  # the layer whose backward ran last
 
     # ---- rows ----------------------------------------------------------------------------------------------
     def name_id(self, name: str) -> int:
@@ -80,7 +83,8 @@ class Recorder:
         order = self.lane_length.get(lane, 0)
         self.lane_length[lane] = order + 1
         self.ticks += lane == 0
-        self.rows.append(
+        rows = self.rows
+        rows.tail.append(
             (
                 lane,
                 order,
@@ -100,7 +104,7 @@ class Recorder:
                 deps,
             )
         )
-        return len(self.rows) - 1
+        return rows.settled + len(rows.tail) - 1
 
     def compute(self, op: str, flops: int, nbytes: int) -> None:
         """Append one kernel on the compute lane; it follows all that the program has done or waited for."""
@@ -108,6 +112,8 @@ class Recorder:
 
     def waited(self, row: int) -> None:
         """Note that the program waited for `row` (a receive, a collective): what it does next follows it."""
+        if row < self.opened:
+            self.reached_back = True
         if row not in self.frontier:
             self.frontier = (*self.frontier, row)
             self.waits.append((self.ticks, row))
@@ -160,8 +166,8 @@ class Recorder:
             number < _ACCUMULATE and self._layer_spans
         ):  # AccumulateGrad has no number of its own: stay where we were
             at = bisect.bisect_right(self._layer_spans, (number, 1 << 60)) - 1
-            self._backward_at = self._layer_spans[at][1] if at >= 0 else -1
-        return self._backward_at
+            self.backward_at = self._layer_spans[at][1] if at >= 0 else -1
+        return self.backward_at
 
     # ---- one operation -------------------------------------------------------------------------------------
     def operation(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
@@ -206,14 +212,11 @@ class Recorder:
         self._layer_spans.clear()
         self.waits.clear()
         self.unknown_flops.clear()
-        self.frontier, self.ticks = (), 0
+        self.frontier, self.ticks, self.opened = (), 0, 0
 
     def columns(self) -> dict[str, Any]:
         """All that travels from a rank to the graph: rows as arrays, names, groups and the memory log."""
-        width = len(FIELDS)
-        table = np.array([r[:width] for r in self.rows], dtype=np.int64).reshape(len(self.rows), width)
-        counts = np.array([len(r[width]) for r in self.rows], dtype=np.int64)
-        flat = np.array([d for r in self.rows for d in r[width]], dtype=np.int64)
+        table, counts, flat = self.rows.all()
         return {
             "rank": self.rank,
             "table": table,
@@ -222,28 +225,28 @@ class Recorder:
             "names": list(self.names),
             "groups": dict(self.groups),
             "unknown_flops": sorted(self.unknown_flops),
-            "memory": self._memory(),
+            "memory": self._memory(table),
         }
 
-    def _memory(self) -> dict[str, Any]:
+    def _memory(self, table: np.ndarray) -> dict[str, Any]:
         """What the ledger wrote down of the step: base line, log, waits as (clock, lane, order), what lived
         before, names.
 
         Storages are numbered anew, in the order in which the step met them.
         """
-        ledger = self.ledger
-        number: dict[int, int] = {}
-        for met in (*(b[0] for b in ledger.before), *(e[3] for e in ledger.log)):
-            number.setdefault(met, len(number))
+        ledger, waits = self.ledger, self.waits.all()
+        log, before = ledger.log.all(), np.array(ledger.before, dtype=np.int64).reshape(-1, 3)
+        met, first, place = np.unique(
+            np.concatenate([before[:, 0], log[:, 3]]), return_index=True, return_inverse=True
+        )
+        new = np.empty(len(met), dtype=np.int64)
+        new[np.argsort(first)] = np.arange(len(met))
+        numbers, number = new[place.reshape(-1)], dict(zip(met.tolist(), new.tolist(), strict=True))
         return {
             "base": list(ledger.base),
-            "log": np.array([(*e[:3], number[e[3]]) for e in ledger.log], dtype=np.int64).reshape(-1, 4),
-            "waits": np.array(
-                [(clock, *self.rows[row][:2]) for clock, row in self.waits], dtype=np.int64
-            ).reshape(-1, 3),
-            "before": np.array(
-                [(number[n], c, size) for n, c, size in ledger.before], dtype=np.int64
-            ).reshape(-1, 3),
+            "log": np.column_stack([log[:, :3], numbers[len(before) :]]),
+            "waits": np.column_stack([waits[:, 0], table[waits[:, 1], :2]]),
+            "before": np.column_stack([numbers[: len(before)], before[:, 1:]]),
             "named": {number[n]: name for n, name in ledger.names.items() if n in number},
         }
 
@@ -256,11 +259,12 @@ class Recorder:
         """Phase, layer and name of the operation that ran at a clock; it is searched for, as only errors need
         it.
         """
-        number = clock - sum(at < clock for at, _ in self.waits)
-        row = next((r for r in self.rows if r[0] == 0 and r[1] == number), None)
-        if row is None:  # the very operation that is being recorded
+        number = clock - int((self.waits.all()[:, 0] < clock).sum())
+        table = self.rows.all().table
+        at = np.flatnonzero((table[:, 0] == 0) & (table[:, 1] == number))
+        if not len(at):  # the very operation that is being recorded
             return self.phase, self.current_layer(), self.running
-        names = list(self.names)
+        row, names = table[at[0]].tolist(), list(self.names)
         return row[3], row[4], names[row[6]]
 
 

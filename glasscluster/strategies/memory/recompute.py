@@ -80,10 +80,14 @@ class Recompute(KeepAll):
         """The contexts of running a function of `layer` in forward, and of running it again."""
         return nullcontext(), self.again(layer)
 
+    def hold(self, nbytes: int) -> None:
+        """Hear how many bytes of checkpoints are alive when a recomputation begins."""
+        self.held = max(self.held, nbytes)
+
     @contextmanager
     def again(self, layer: int) -> Iterator[None]:
         """The context in which the forward runs again: it is recorded as phase "recompute" of a layer."""
-        self.held = max(self.held, self.gpu.memory.named(CHECKPOINT))
+        self.gpu.memory.note(CHECKPOINT, self.hold)
         self.active = True
         try:
             with self.gpu.region("recompute", layer=layer):

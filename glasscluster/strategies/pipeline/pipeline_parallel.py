@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from glasscluster.model.layers.dropout import Draw
 from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.sim.ranks.work import Done, Work
+from glasscluster.sim.recording.repeated import EachTime, Made, Step
 from glasscluster.strategies.pipeline.schedules.base import Action, Schedule
 from glasscluster.strategies.pipeline.weight_gradients import Remainder, WeightGradients
 
@@ -90,6 +91,8 @@ class PipelineExecutor:
         dtype: of an activation between stages.
         gradients: who reduces each stage's gradients, by number.
         weight_gradients: takes the gradients that W computes; None: one of its own.
+        repeated: runs the actions, or in a dry run emits what they record; None: runs them all.
+        journals: lists that stages append to, beside what is recorded.
     """
 
     def __init__(
@@ -102,6 +105,8 @@ class PipelineExecutor:
         dtype: torch.dtype,
         gradients: Mapping[int, Gradients],
         weight_gradients: WeightGradients | None = None,
+        repeated: EachTime | None = None,
+        journals: Sequence[list[Any]] = (),
     ) -> None:
         self.gpu, self.comm, self.schedule, self.stages, self.gradients = (
             gpu,
@@ -111,6 +116,7 @@ class PipelineExecutor:
             gradients,
         )
         self.weight_gradients = weight_gradients or WeightGradients(gpu)
+        self.repeated, self.journals = repeated or EachTime(), journals
         self.shape, self.dtype = tuple(shape), dtype
         self.final = schedule.stages - 1
         self.actions = schedule.ranks[comm.rank]
@@ -141,6 +147,7 @@ class PipelineExecutor:
         """
         self.inputs, self.targets, self.loss, self.seed = inputs, targets, loss, seed
         self.more: list[dict[str, Draw]] = [{"draw": d} for d in draws] if draws else [{}] * len(inputs)
+        # an emitted action (`repeated`) saves nothing for its backward
         self.saved: dict[tuple[int, int], tuple[Tensor, GradientEdge]] = {}
         self.remainders: dict[tuple[int, int], Remainder] = {}  # by I for W
         self.expected = {
@@ -151,6 +158,7 @@ class PipelineExecutor:
         self.gradients_sent: list[
             tuple[float, Work]
         ] = []  # with the time at which the unit-cost simulation sees them arrive
+        self.repeated.begin([self._step(action) for action in self.actions], self.journals)
         for slot in self.schedule.slots(self.comm.rank):
             for action in slot if len(slot) > 1 else ():
                 self._post(action)
@@ -171,46 +179,73 @@ class PipelineExecutor:
         """Do F of a micro-batch."""
         stage, _, i = action
         x = self.inputs[i] if stage == 0 else self._receive(Message(stage, "F", i)).requires_grad_()
+        y, edge = self.repeated.run(self._step(action), [x], [], lambda: self._forward(stage, i, x))
+        if y is not None:
+            self.activations_sent[stage, i] = self._send(y, Message(stage + 1, "F", i))
+        self.saved[stage, i] = (x, edge)
+
+    def _forward(self, stage: int, i: int, x: Tensor) -> Made:
+        """The stage's output, which the last one adds to the loss instead; and where its backward starts."""
         if stage == self.final:
             y = self.stages[stage](x, self.targets[i], **self.more[i])
             self.loss.add_(y.detach())
-        else:
-            y = self.stages[stage](x, **self.more[i])
-            self.activations_sent[stage, i] = self._send(y.detach(), Message(stage + 1, "F", i))
-        self.saved[stage, i] = (
-            x,
-            get_gradient_edge(y),
-        )  # not y: nobody here needs its values, and who does may let them go
+            return None, get_gradient_edge(y)
+        y = self.stages[stage](x, **self.more[i])
+        # not y: nobody here needs its values, and who does may let them go
+        return y.detach(), get_gradient_edge(y)
 
     def backward(self, action: Action) -> None:
         """Do B of a micro-batch."""
         stage, _, i = action
         dy = self._output_gradient(stage, i)
+        x = self.saved[stage, i][0]
+        dx, _ = self.repeated.run(self._step(action), [x], dy, lambda: self._backward(action, dy))
+        self.saved.pop((stage, i), None)
+        if stage > 0:
+            assert dx is not None
+            self._send_gradient(action, dx)
+
+    def _backward(self, action: Action, given: list[Tensor]) -> Made:
+        """The gradient of the stage's input; None on the first stage."""
+        stage, _, i = action
+        dy = given.pop() if given else None
         x, y = self.saved.pop((stage, i))
         self.gradients[stage].backward_begins(action is self.last_gradients[stage])
         torch.autograd.backward(y, dy)
         self.gradients[stage].backward_ends()
         del y, dy
-        if stage > 0:
-            assert x.grad is not None
-            self._send_gradient(action, x.grad)
+        return x.grad if stage > 0 else None, None
 
     def input_gradient(self, action: Action) -> None:
         """Do I of a micro-batch."""
         stage, _, i = action
-        dy = self._output_gradient(stage, i)
-        x, y = self.saved.pop((stage, i))
-        self.gradients[stage].input_gradient_begins()
-        dx, self.remainders[stage, i] = self.weight_gradients.input_gradient(
-            y, dy, x if stage > 0 else None, self.parameters[stage]
+        given = [*self._output_gradient(stage, i), self.saved[stage, i][0]]
+        dx, remainder = self.repeated.run(
+            self._step(action), [], given, lambda: self._input_gradient(stage, i, given)
         )
-        self.gradients[stage].input_gradient_ends()
-        del x, y, dy
+        self.saved.pop((stage, i), None)
+        self.remainders[stage, i] = remainder
         if dx is not None:
             self._send_gradient(action, dx)
 
+    def _input_gradient(self, stage: int, i: int, given: list[Tensor]) -> Made:
+        """The gradient of the stage's input, None on the first stage; and what is left for W."""
+        x, y = self.saved.pop((stage, i))
+        given.pop()  # x
+        dy = given.pop() if given else None
+        self.gradients[stage].input_gradient_begins()
+        made = self.weight_gradients.input_gradient(y, dy, x if stage > 0 else None, self.parameters[stage])
+        self.gradients[stage].input_gradient_ends()
+        del x, y, dy
+        return made
+
     def weight_gradient(self, action: Action) -> None:
         """Do W of a micro-batch."""
+        stage, _, i = action
+        self.repeated.run(self._step(action), [], [], lambda: self._weight_gradient(action))
+        self.remainders.pop((stage, i), None)
+
+    def _weight_gradient(self, action: Action) -> Made:
         stage, _, i = action
         manager = self.gradients[stage]
         manager.backward_begins(action is self.last_gradients[stage], parameters_used=False)
@@ -218,15 +253,22 @@ class PipelineExecutor:
             self.remainders.pop((stage, i)), self.parameters[stage], manager.gradient_ready
         )
         manager.backward_ends()
+        return None, None
+
+    def _step(self, action: Action) -> Step:
+        """An action of the same kind on the same stage does the same, unless it is the last of a step."""
+        stage, kind, i = action
+        last = action is self.last_gradients.get(stage)
+        return Step(key=(stage, kind, last), chain=(stage, i), place=stage)
 
     # ---- messages ------------------------------------------------------------------------------------------
-    def _output_gradient(self, stage: int, i: int) -> Tensor | None:
-        """The gradient that a backward starts from; the activation's buffer is released."""
+    def _output_gradient(self, stage: int, i: int) -> list[Tensor]:
+        """The gradient that a backward starts from, if there is one; the activation's buffer is released."""
         if stage == self.final:
-            return self.seed
+            return [] if self.seed is None else [self.seed]
         dy = self._receive(Message(stage, "B", i))
         self.activations_sent.pop((stage, i)).wait()
-        return dy
+        return [dy]
 
     def _messages_from(self, rank: int) -> deque[Message]:
         """The messages that a rank sends to this one in a step, in its order."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from glasscluster.sim.ranks.gpu import Outcome, run_rank
 from glasscluster.sim.ranks.mesh import coordinates, rank_of
 from glasscluster.sim.ranks.wire import Ticket, Wire
 from glasscluster.sim.recording.events import FIELDS, PURPOSES, RECV, REDUCE, SEND
+from glasscluster.sim.recording.repeated import NotRepeated
 
 SAY_EVERY_S = 2.0
 
@@ -31,8 +33,8 @@ class DryWire(Wire):
     device = torch.device("meta")
     operate = staticmethod(operate)
 
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int, size: int, repeats: bool = False) -> None:
+        self.rank, self.size, self.repeats = rank, size, repeats
 
     def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
         """A send that is done at once."""
@@ -92,7 +94,22 @@ def record_rank(
     rank: int, size: int, program: Callable[..., Any], args: tuple, capacity: float | None
 ) -> Outcome:
     """Record one rank of a cluster of `size` ranks, without the others; returns its outcome."""
-    return run_rank(DryWire(rank, size), program, args, True, capacity)
+    return _record(rank, size, program, args, capacity, repeats=True)[0]
+
+
+def _record(
+    rank: int, size: int, program: Callable[..., Any], args: tuple, capacity: float | None, repeats: bool
+) -> tuple[Outcome, bool]:
+    """Record one rank; with `repeats`, what repeats is recorded once (sim/recording/repeated.py).
+
+    If that turns out to be untrue, or ends in an error, everything is run. Returns also whether it was true.
+    """
+    if repeats:
+        with suppress(NotRepeated):
+            outcome = run_rank(DryWire(rank, size, repeats=True), program, args, True, capacity, NotRepeated)
+            if outcome.error is None:
+                return outcome, True
+    return run_rank(DryWire(rank, size), program, args, True, capacity), False
 
 
 def standing_in(recording: dict[str, Any], rank: int, sizes: Mapping[str, int], block: int) -> dict[str, Any]:
@@ -165,14 +182,17 @@ class DryBackend:
                 rank and the last, before the others are recorded.
         """
         outcomes: dict[int, Outcome] = {}
-        said = time.monotonic()
+        said, repeats = time.monotonic(), True
         # the last rank comes second: of both ends the one that does less says what all of them do at least
         for rank in dict.fromkeys((0, self.gpus - 1, *range(self.gpus))):
             if rank and self.ring_bytes and record:
                 recording = relabelled(outcomes[0].recording or {}, rank, self.gpus, self.ring_bytes)
                 outcomes[rank] = replace(outcomes[0], rank=rank, recording=recording)
             else:
-                outcome = run_rank(DryWire(rank, self.gpus), program, args, record, capacity)
+                if record:
+                    outcome, repeats = _record(rank, self.gpus, program, args, capacity, repeats)
+                else:
+                    outcome = run_rank(DryWire(rank, self.gpus), program, args, record, capacity)
                 if outcome.error is not None:
                     raise outcome.error
                 outcomes[rank] = outcome
