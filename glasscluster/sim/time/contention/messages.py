@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from glasscluster.base.distinct import distinct
 from glasscluster.sim.recording.events import SEND
-from glasscluster.sim.recording.graph import ExecutionGraph, distinct
+from glasscluster.sim.recording.graph import ExecutionGraph
 
 
 @dataclass

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from glasscluster.base.distinct import distinct
 from glasscluster.base.errors import InputError
-from glasscluster.sim.recording.graph import ExecutionGraph, distinct
+from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.contention.messages import Messages, messages_of
 from glasscluster.sim.time.network import Topology
 
