@@ -61,11 +61,14 @@ def _write(content: dict[str, Any], run: Run | None, folder: Path, shown: Path) 
     chapters, story = [], []
     if run is not None:
         run.graph.save(folder / "graph.npz")
-        note = _roles(run)
-        chapters = [
-            Chapter("run", Said(name, name), run, {run.timeline.hardware.name: run.timeline}, note=note)
-        ]
-        story = [StoryStep(Said(*text), view) for text, view in _story(content)]
+        note, title = _roles(run), Said(name, name)
+        if run.graph.fold is not None:  # every tab has this title above what it draws
+            roles = run.graph.fold.shifts.roles
+            one = "all alike, one of them shown" if roles == 1 else f"one of each of {roles:,} roles"
+            title = Said(f"{name} · {one}", f"{name} · {roles:,} 种角色，每种显示一个")
+        chapters = [Chapter("run", title, run, {run.timeline.hardware.name: run.timeline}, note=note)]
+        story = [StoryStep(note, "tab=timeline")] if note else []
+        story += [StoryStep(Said(*text), view) for text, view in _story(content)]
     page = Report("collective", Said(name, name), finding, chapters, story, figures=figures)
     write_report(page, folder / "report.html")
     write_run_json(folder, {**content, "report": str(shown / "report.html")})
@@ -81,9 +84,11 @@ def _roles(run: Run) -> Said | None:
     shown += ", ..." if shifts.roles > SHOWN_ROLES else ""
     return Said(
         f"{shifts.ranks:,} ranks have {counted(shifts.roles, 'role')}, each with {shifts.each:,} ranks that "
-        f"do the same at the same time over wires alike. Shown is one rank of each role: {shown}.",
+        f"do the same at the same time over wires alike. Shown is one rank of each role: {shown}; a message to "
+        "a rank that is not shown is drawn to the one of its role.",
         f"{shifts.ranks:,} 个 rank 有 {shifts.roles:,} 种角色，每种 {shifts.each:,} 个，"
-        f"它们同时在同样的链路上做同样的事。图中每种角色显示一个 rank：{shown}。",
+        f"它们同时在同样的链路上做同样的事。图中每种角色显示一个 rank：{shown}；"
+        "发往未显示的 rank 的消息，画到与它同角色的那个 rank 上。",
     )
 
 
