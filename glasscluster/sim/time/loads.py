@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glasscluster.base.distinct import distinct
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.time.contention import Routes, routes_of
+from glasscluster.sim.time.distinct import distinct
 from glasscluster.sim.time.network import Topology, of_hardware
 
 if TYPE_CHECKING:

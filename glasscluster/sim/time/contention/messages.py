@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glasscluster.base.distinct import distinct
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.time.distinct import distinct
 
 
 @dataclass

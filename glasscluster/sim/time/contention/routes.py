@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glasscluster.base.distinct import distinct
 from glasscluster.base.errors import InputError
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.contention.messages import Messages, messages_of
+from glasscluster.sim.time.distinct import distinct
 from glasscluster.sim.time.network import Topology
 
 

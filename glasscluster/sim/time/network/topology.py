@@ -26,9 +26,9 @@ from itertools import pairwise
 import networkx as nx
 import numpy as np
 
-from glasscluster.base.distinct import distinct
 from glasscluster.base.errors import InputError
 from glasscluster.base.link import Link
+from glasscluster.sim.time.distinct import distinct
 
 Node = Hashable
 Rule = Callable[
