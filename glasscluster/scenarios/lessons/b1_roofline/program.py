@@ -83,6 +83,8 @@ def roofline(lab: Lab, n: int = 512, d: int = 64) -> None:
         source = "a multiplication and an addition each"
         lab.row("flops", flops, counted.flops, source, unit="FLOPs", operation=operation)
         source = "operands once, results once; Eq 7"
+        if name == "flash_attention":
+            source = "Q and O once, K and V once a block of queries; Eq 7"
         lab.row("bytes", 4 * numbers, counted.bytes, source, operation=operation)
 
     here = hardware(lab.hardware).gpu
@@ -110,7 +112,8 @@ def roofline(lab: Lab, n: int = 512, d: int = 64) -> None:
     lab.tell("two_products", view="tab=timeline&run=operations", square=square, vector=vector)
     bound = sum(dot.flops / here.peak("fp32") >= dot.bytes / here.memory_bandwidth for dot in spots.values())
     counts: dict[str, Any] = {"bound": bound, "operations": len(OPERATIONS), "hardware": lab.hardware}
-    lab.tell("bound", view="tab=timeline&run=operations", **counts)
+    own_ridge = here.peak("fp32") / here.memory_bandwidth
+    lab.tell("bound", view="tab=timeline&run=operations", **counts, own_ridge=own_ridge)
     lab.tell("ridge", view="tab=ledger", ridge=ridge)
     lab.tell("another_gpu", view="tab=timeline&run=operations")
     lab.conclude(**counts)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from glasscluster.scenarios.jobs.buckets import best, reductions, sweep
+from glasscluster.scenarios.jobs.buckets import Swept, best, reductions, sweep
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.scenarios.texts import listed
@@ -36,7 +37,7 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     steps = [result.step_s * 1e3 for result in swept["1"]]
     best_kib = SIZES[steps.index(min(steps))]
     ends: dict[str, Any] = {"smallest": SIZES[0], "largest": SIZES[-1]}
-    known = bare(lab, model, swept["1"][0].breakdown_s, gpus)
+    known = bare(lab, model, swept["1"], gpus)
     lab.ask("best_bucket", best_kib, **known, **ends)
     check_the_order(lab, steps, trained.timeline.makespan < late.makespan)
 
@@ -52,10 +53,8 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     edges: dict[str, Any] = {"small_step": steps[0], "large_step": steps[-1], **ends}
     near = [kib for kib, step in zip(SIZES, steps, strict=True) if step < 1.01 * min(steps)]
     lab.tell("sweep", near=listed(map(str, near)), **edges)
-    sizes: dict[str, Any] = {
-        "slow_kib": best_by_wire["1/8"].size // KIB,
-        "fast_kib": best_by_wire["8"].size // KIB,
-    }
+    names = {"1": "own_kib", "1/8": "slow_kib", "8": "fast_kib"}
+    sizes: dict[str, Any] = {name: best_by_wire[wire].size // KIB for wire, name in names.items()}
     lab.tell("other_links", view="tab=timeline&run=buckets", **sizes)
     lab.conclude(best_kib=best_kib, best=min(steps), **edges)
     lab.explain()
@@ -88,14 +87,18 @@ def figures(lab: Lab, swept: dict[str, Any]) -> None:
     lab.figure("best_by_link", on_three_wires)
 
 
-def bare(lab: Lab, model: Any, breakdown_s: dict[str, float], gpus: int) -> dict[str, Any]:
-    """What the best bucket is estimated from: the gradients' size, the link, and the time of computing."""
-    link = hardware(lab.hardware).link(0, 1)
+def bare(lab: Lab, model: Any, swept: Sequence[Swept], gpus: int) -> dict[str, Any]:
+    """What the best bucket is estimated from: the gradients' size, how many buckets it makes, the link, and
+    the time of computing.
+    """
+    link, breakdown_s = hardware(lab.hardware).link(0, 1), swept[0].breakdown_s
     return {
         "mib": model.parameters() * 4 / KIB**2,
         "gpus": gpus,
         "alpha": link.alpha * 1e6,
         "beta": link.bandwidth / 1e9,
         "compute": breakdown_s["compute"] * 1e3,
+        "optimizer": breakdown_s["optimizer"] * 1e3,
+        "counts": listed(str(result.buckets) for result in swept),
         "sizes": listed(str(kib) for kib in SIZES),
     }

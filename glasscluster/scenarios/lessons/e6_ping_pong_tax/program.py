@@ -76,7 +76,8 @@ def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> Non
     lab.conclude(**times, eager_ms=took["eager-1f1b"])
     lab.explain()
     lab.own_number(f1b_ms=took["1f1b"], gpipe_ms=took["gpipe"])
-    lab.card(p=p, tax_ms=tax * 1e3, **most)
+    ends: dict[str, Any] = {"ends_ms": 2 * (p - 2) * hop_ms, "slower_ms": took["1f1b"] - free_ms}
+    lab.card(p=p, tax_ms=tax * 1e3, **ends, **most)
     each = {
         "held_each": listed(f"{k}" for k, _ in depths),
         "ms_each": listed(f"{time * 1e3:.4g}" for _, time in depths),
