@@ -20,6 +20,7 @@ from glasscluster.sim.time.hardware import hardware
 from glasscluster.strategies.plan import Plan, make_model, make_plan
 
 MODELS = {
+    "two layers": make_model("tiny", layers=2, hidden=512, heads=8, seq=256, vocab=1024),
     "dense": make_model("tiny", layers=4, hidden=512, heads=8, seq=256, vocab=1024),
     "untied, grouped heads": make_model(
         *("tiny",), layers=3, hidden=256, heads=8, kv_heads=2, seq=128, vocab=512, tied=False, norm="rmsnorm"
@@ -28,6 +29,7 @@ MODELS = {
 }
 BASE = Plan(global_batch=4, precision="bf16")
 FEW = {"micro_batch": 1}
+SIMPLE = {"micro_batch": 1, "recompute": "none", "cp": 1, "zero": 1}
 
 
 @cache
@@ -73,7 +75,7 @@ def violations(plans, model, where, factor: float = 1.0) -> list[str]:
         ("dense", 4, 79, None, "dgx-h100", 4),
         ("dense", 8, 211, {}, "dgx-h100", 4),
         ("untied, grouped heads", 4, 149, {}, "dgx-a100-80gb", 2),
-        ("experts", 4, 113, {}, "dgx-h100", 8),
+        ("experts", 4, 211, {}, "dgx-h100", 8),
         ("dense", 2, 61, {}, "classroom", 8),
     ],
 )
@@ -101,21 +103,22 @@ def searched(plans, model, where, top=3, **options):
     return search(plans, model, machine(*where), lambda plan: measured(plan, model, where), top, **options)
 
 
-@pytest.mark.parametrize(("gpus", "every", "gigabytes"), [(8, 97, 80.0), (8, 97, 0.1), (4, 79, 80.0)])
+@pytest.mark.parametrize(("gpus", "every", "gigabytes"), [(8, 2, 80.0), (8, 2, 0.08)])
 def test_the_search_equals_the_replay_of_every_layout(gpus, every, gigabytes):
-    model, where = MODELS["dense"], ("dgx-h100", 4, gigabytes)
-    plans = some("dense", gpus, every)
+    model, where = MODELS["two layers"], ("dgx-h100", 4, gigabytes)
+    plans = some("two layers", gpus, every, SIMPLE)
+    assert len(plans) > 8
     found = searched(plans, model, where)
     best, fitting = exhaustive(plans, model, where, 3)
     assert [(one.plan, one.seconds) for one in found.best] == best
-    assert 0 < found.replayed <= len(plans)
+    assert 0 < found.replayed < len(plans)
     assert found.considered == len(plans)
     assert fitting <= found.fitting
 
 
 def test_a_bound_that_is_too_high_gives_another_answer():
-    model, where = MODELS["dense"], ("dgx-h100", 4)
-    plans = some("dense", 4, 79)
+    model, where = MODELS["two layers"], ("dgx-h100", 4, 80.0)
+    plans = some("two layers", 8, 2, SIMPLE)
 
     def too_high(plan, *rest):
         bound = time_bound(plan, *rest)
@@ -174,7 +177,7 @@ def test_a_layout_is_said_in_the_words_of_three_frameworks():
             precision="bf16",
         ),
     )
-    line = torchrun(plan, "llama3-8b", hardware("dgx-h100"))
+    line = torchrun(plan, {"model": "llama3-8b"}, hardware("dgx-h100"))
     assert line.startswith(
         "torchrun --nnodes 2 --nproc-per-node 8 -m glasscluster train --model llama3-8b --dp 2"
     )

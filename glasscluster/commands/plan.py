@@ -17,8 +17,9 @@ from glasscluster.scenarios.requests.plan import PlannerRequest
 def plan(request: PlannerRequest, as_json: bool) -> int:
     """The quickest layouts of a model on some GPUs, and why the others are not.
 
-    Every layout that the rules admit is bounded from below; those with the lowest bounds are replayed, until no bound
-    is under the best. A plan option that is given stays as it is; precision is bf16 where the GPU has it.
+    Every layout that the rules admit is bounded from below; those with the lowest bounds are replayed, until
+    no bound is under the best. A plan option that is given stays as it is; precision is bf16 where the GPU
+    has it.
     """
     with progress() as say:
         content = body("plan")(request, say)

@@ -40,7 +40,7 @@ def plan_command(request: PlannerRequest, say: Callable[[str], None]) -> dict[st
         "considered": found.considered,
         "fitting": found.fitting,
         "replayed": found.replayed,
-        "best": [_shown(layout, request.model, model, machine) for layout in found.best],
+        "best": [_shown(layout, request, machine) for layout in found.best],
         "why_not": why_not(found, machine),
         "wall_s": time.perf_counter() - begun,
         "report": None,
@@ -65,14 +65,15 @@ def common(request: PlannerRequest, machine: Hardware) -> Plan:
     return Plan(**given)
 
 
-def _shown(layout: Layout, name: str, model: ModelConfig, machine: Hardware) -> dict[str, Any]:
-    plan = layout.plan
+def _shown(layout: Layout, request: PlannerRequest, machine: Hardware) -> dict[str, Any]:
+    assert request.shape is not None
+    named = {"model": request.model, **request.shape_given}
     return {
-        "plan": chosen(plan),
+        "plan": chosen(layout.plan),
         **{k: v for k, v in layout.content.items() if k != "schema"},
-        "torchrun": torchrun(plan, name, machine),
-        "megatron": megatron(plan, model),
-        "torchtitan": torchtitan(plan),
+        "torchrun": torchrun(layout.plan, named, machine),
+        "megatron": megatron(layout.plan, request.shape),
+        "torchtitan": torchtitan(layout.plan),
     }
 
 
@@ -83,7 +84,7 @@ def shape_of(layout: Layout) -> Shape:
 
 
 def by_shape(found: Found) -> dict[Shape, Layout]:
-    """The best layout of each way to share out the GPUs: one that fits if any may, and the quickest of those."""
+    """The best layout of each way to share out the GPUs: the quickest of those that may fit, if any may."""
     shapes: dict[Shape, Layout] = {}
 
     def rank(layout: Layout) -> tuple[bool, float, int]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from glasscluster.base.quantities import written_time
 from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.folders import output_folder, rewriting, write_run_json
+from glasscluster.scenarios.planning.launch import written
 from glasscluster.scenarios.planning.search import Found, Layout
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.visualize.figures.cells import Table, cells_figure, shade
 from glasscluster.visualize.page.assemble import write_report
-from glasscluster.visualize.page.report import Report
+from glasscluster.visualize.page.report import Report, StoryStep
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -50,10 +51,23 @@ def _write(content: dict[str, Any], found: Found, machine: Hardware, folder: Pat
         Said(name, name),
         finding,
         [],
-        [],
+        [StoryStep(text, "") for text in _story(content)],
         figures=[(title, lambda lang: heat_map(found, machine, lang))],
     )
     write_report(page, folder / "report.html")
+
+
+def _story(content: dict[str, Any]) -> list[Said]:
+    """The best layouts with their numbers, then why the others are not among them."""
+    said = []
+    for best in content["best"]:
+        took, left = written_time(best["iteration_time_s"]), f"{best['memory_margin_gib']:.1f} GiB"
+        layout = written(best["plan"])
+        said.append(Said(f"{layout}: {took} a step, {left} left.", f"{layout}：每步 {took}，剩余 {left}。"))
+    for other in content["why_not"]:
+        layout, why = written(other["plan"]), other["reason"]
+        said.append(Said(f"{layout}: {why['en']}.", f"{layout}：{why['zh']}。"))
+    return said
 
 
 def heat_map(found: Found, machine: Hardware, lang: str) -> Figure:

@@ -79,8 +79,8 @@ def predict(
 ) -> dict[str, Any]:
     """The `glass.predict/1` object of a plan, recorded dry: shapes only, nothing is computed.
 
-    On NVIDIA GPUs collectives are NCCL's own. With `residents` it says what holds the memory; with `advised` a
-    plan that does not fit also gets changes of it that would, which takes seconds. Raises InputError for
+    On NVIDIA GPUs collectives are NCCL's own. With `residents` it says what holds the memory; with `advised`
+    a plan that does not fit also gets changes of it that would, which takes seconds. Raises InputError for
     options that cannot run together.
     """
     begun = time.perf_counter()

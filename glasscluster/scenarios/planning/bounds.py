@@ -1,31 +1,31 @@
 """Below what no replay of a layout can be: seconds of a step, and bytes of the fullest rank.
 
-Symbols: m micro-batches, F_s and B_s a stage's forward and backward of one (work.py), Ψ parameters of a rank.
+Symbols: m micro-batches, F_s and B_s a stage's forward and backward of one (work.py), Ψ a rank's parameters.
 
-    rank r computes                      m Σ (F_s + B_s)     over its own stages
-    it cannot start before               Σ F_s               of the stages before its first one, and a hop each
-    and what it sent back last takes     Σ B_s               of the same stages, and a hop each
-                                                             (0 where W can fill the end: zero bubble)
-    its gradients of the last backward   start + (m - 1)(F + B) + F + reduction     ZeRO 0 and 1, a stage a rank
-    everything of ZeRO along dp          m (2 gathers), m reductions: one communicator is one lane
+    rank r computes                    m Σ (F_s + B_s)     over its own stages
+    it cannot start before             Σ F_s               of the stages before its first one, and their hops
+    and what it sent back last takes   Σ B_s               of the same stages, and their hops
+                                                           (0 where W can fill the end: zero bubble)
+    its last gradients are reduced at  start + (m - 1)(F + B) + F + reduction   ZeRO 0 and 1, a stage a rank
+    ZeRO 2 and 3 along dp              m reductions, or 2m gatherings: the longer of the two
 
     step >= max of these over the ranks, + optimizer, or the gathering of what it updated
 
     memory >= parameters + optimizer + gradients (Eq 15), or, before the first backward,
               parameters + optimizer + what the first forwards keep (Eq 17)
 
-The optimizer waits for all ranks where gradients are clipped. A message of NCCL's takes at least its bytes over
-the bandwidth that the whole would have.
+The optimizer waits for all ranks where gradients are clipped. A message of NCCL's takes at least its bytes
+over the bandwidth that the whole would have.
 But: with ep and hybrid sharding no data-parallel traffic is counted; what experts, latents or the head keep is
 not either, and of these a layer's input alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
+from typing import NamedTuple
 
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.planning.work import Work
@@ -34,6 +34,7 @@ from glasscluster.sim.time.nccl import model as nccl
 from glasscluster.strategies.data.rows import optimizer_state
 from glasscluster.strategies.data.zero import predict_state
 from glasscluster.strategies.judge.activations import predict_layer
+from glasscluster.strategies.pipeline.options import make_pipeline
 from glasscluster.strategies.plan import Plan
 
 
@@ -54,6 +55,36 @@ class Bound:
     traffic: float
 
 
+class Order(NamedTuple):
+    """What the bounds need of a schedule.
+
+    Attributes:
+        placement: the rank of each stage.
+        own_weights: whether W is done apart from I.
+        first_forwards: for each rank the stages of the forwards that it does before its first backward.
+    """
+
+    placement: tuple[int, ...]
+    own_weights: bool
+    first_forwards: tuple[tuple[int, ...], ...]
+
+
+def order_of(plan: Plan) -> Order:
+    """What the bounds need of a plan's schedule."""
+    return _order(plan.schedule, plan.pp, plan.micro_batches, plan.virtual_stages)
+
+
+@lru_cache(maxsize=65536)
+def _order(name: str, p: int, m: int, v: int) -> Order:
+    schedule = make_pipeline(name, p, m, v)
+    first = (takewhile(lambda action: action.kind == "F", actions) for actions in schedule.ranks)
+    return Order(
+        schedule.placement,
+        any(action.kind == "W" for action in schedule.ranks[0]),
+        tuple(tuple(action.stage for action in actions) for actions in first),
+    )
+
+
 def closest(one: Bound, other: Bound) -> Bound:
     """The higher of two bounds of the same layout."""
     return max(one, other, key=lambda bound: bound.seconds)
@@ -61,10 +92,10 @@ def closest(one: Bound, other: Bound) -> Bound:
 
 def time_bound(plan: Plan, model: ModelConfig, hw: Hardware, work: Work) -> Bound:
     """What a step takes at least."""
-    layers, pipeline = plan.stage_layers(model), plan.pipeline
+    layers, pipeline = plan.stage_layers(model), order_of(plan)
     last, holders, m = plan.stages - 1, pipeline.placement, plan.micro_batches
     each = [work.stage(layers[s], s == 0, s == last) for s in range(plan.stages)]
-    own_weights = any(action.kind == "W" for action in pipeline.ranks[0])
+    own_weights = pipeline.own_weights
     parts, hop = parameters(plan, model), _hop(plan, model, hw)
     window = compute = traffic = reduced = updating = gathering = 0.0
     for rank in range(plan.pp):
@@ -150,7 +181,7 @@ def _seconds(operation: str, nbytes: int, n: int, apart: int, _name: str, held: 
 
 # ---- bytes -------------------------------------------------------------------------------------------------
 def parameters(plan: Plan, model: ModelConfig) -> list[float]:
-    """Parameters that a rank has of each stage, at least: what is whole on every tensor rank counts as cut."""
+    """Parameters that a rank has of each stage, at least: what tensor ranks have whole counts as cut."""
     layers, cut = plan.stage_layers(model), plan.tp * plan.ep
     table = model.vocab * model.hidden
     sizes = _layer_sizes(model)
@@ -174,23 +205,14 @@ def memory_bound(plan: Plan, model: ModelConfig) -> float:
     on_gpu = 0 if plan.offload == "optimizer" else (moments + plan.has_master) * width
     parts, layers, most = parameters(plan, model), plan.stage_layers(model), 0.0
     kept, shards = _kept(plan, model), plan.shards if plan.ep == 1 else plan.data_ranks
-    for rank, actions in enumerate(plan.pipeline.ranks):
-        mine = [s for s, holder in enumerate(plan.pipeline.placement) if holder == rank]
+    pipeline = order_of(plan)
+    for rank, first in enumerate(pipeline.first_forwards):
+        mine = [s for s, holder in enumerate(pipeline.placement) if holder == rank]
         psi = sum(parts[s] for s in mine)
         held = predict_state(plan.zero, int(psi), shards, plan.width, plan.gradient_width, on_gpu)
-        live = kept * sum(len(layers[stage]) for stage in first_forwards(actions))
+        live = kept * sum(len(layers[stage]) for stage in first)
         most = max(most, held["parameters"] + held["optimizer"] + max(held["gradients"], live))
     return most
-
-
-def first_forwards(actions: Sequence[tuple[int, str, int]]) -> list[int]:
-    """The stages of the forwards that a rank does before its first backward."""
-    stages = []
-    for stage, kind, _ in actions:
-        if kind != "F":
-            break
-        stages.append(stage)
-    return stages
 
 
 PLAIN = ("experts", "kv_latent", "qk_norm", "patches", "sinks")  # of a model that Eq 17's list is whole for

@@ -8,11 +8,14 @@ But: of their many arguments only those that say how the model is laid out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glasscluster.model.config import ModelConfig
-from glasscluster.sim.time.hardware import Hardware
 from glasscluster.strategies.plan import Plan
+
+if TYPE_CHECKING:  # only as types: help is shown without what they import
+    from glasscluster.sim.time.hardware import Hardware
+
 
 OURS = (
     *("dp", "tp", "pp", "cp", "ep", "zero", "sequence_parallel", "schedule", "virtual_stages", "micro_batch"),
@@ -52,11 +55,12 @@ def written(values: Mapping[str, Any]) -> str:
     return " ".join(said)
 
 
-def torchrun(plan: Plan, model: str, hw: Hardware) -> str:
-    """The line that trains it."""
+def torchrun(plan: Plan, model: Mapping[str, Any], hw: Hardware) -> str:
+    """The line that trains it; `model` are the options that say which model."""
     nodes, each = -(-plan.gpus // hw.node_size), min(plan.gpus, hw.node_size)
     many = f"--nnodes {nodes} " if nodes > 1 else ""
-    return f"torchrun {many}--nproc-per-node {each} -m glasscluster train --model {model} {written(chosen(plan))}"
+    ours = f"-m glasscluster train {written(model)} {written(chosen(plan))}"
+    return f"torchrun {many}--nproc-per-node {each} {ours}"
 
 
 def megatron(plan: Plan, model: ModelConfig) -> str | None:

@@ -1,7 +1,8 @@
 """The search: layouts in the order of their bounds, replayed until no bound is under the best.
 
     1. every legal layout is bounded from FLOPs alone; what cannot fit is put aside
-    2. the layout with the lowest bound gets a closer one, from kernels (work.py), or, with the closest, is replayed
+    2. the layout with the lowest bound gets a closer one, from kernels (work.py); with the closest, it is
+       replayed
     3. until `top` replayed ones fit that are at most as slow as every bound that is left
 
 So a replay stands behind every layout that is shown, and a bound above the last of them behind every one that

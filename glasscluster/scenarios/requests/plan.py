@@ -13,7 +13,7 @@ from glasscluster.strategies.plan import Plan
 
 
 class PlannerRequest(ModelRequest, PlanRequest):
-    """Asks for the quickest layout of a model on some GPUs. An option of the plan that is given stays as it is."""
+    """Asks for the quickest layout of a model on some GPUs. A plan option that is given stays as it is."""
 
     parts: ClassVar[tuple[type[BaseModel], ...]] = (Plan, ModelConfig)
     first: ClassVar[tuple[str, ...] | None] = (
