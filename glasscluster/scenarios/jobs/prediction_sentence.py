@@ -1,4 +1,4 @@
-"""What `glass predict` says first: the step, whether it fits and where, and what most of the waiting is for."""
+"""What `glass predict` says first: the step, whether it fits and where, what most of the waiting is for."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ Symbols: m micro-batches, F_s and B_s a stage's forward and backward of one (wor
 
 The optimizer waits for all ranks where gradients are clipped. A message of NCCL's takes at least its bytes
 over the bandwidth that the whole would have.
-But: with ep and hybrid sharding no data-parallel traffic is counted; what experts, latents or the head keep is
-not either, and of these a layer's input alone.
+But: with ep and hybrid sharding no data-parallel traffic is counted; what experts, latents or the head keep
+is not either, and of these a layer's input alone.
 """
 
 from __future__ import annotations

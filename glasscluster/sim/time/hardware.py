@@ -325,8 +325,8 @@ GB200 = GPU(
     8000 * GB,
     5 * US,
     3500 * GB,
-    f"{_ML_ENG}; NVIDIA GB200 NVL72 page: a superchip has two GPUs, 5 PFLOP/s of bf16 between them, {_DENSE}; "
-    f"fp64 recalled; {_LAUNCH}",
+    f"{_ML_ENG}; NVIDIA GB200 NVL72 page: a superchip has two GPUs, 5 PFLOP/s of bf16 between them, "
+    f"{_DENSE}; fp64 recalled; {_LAUNCH}",
     sm=100,
     nvlinks=18,
 )
@@ -349,8 +349,8 @@ H800 = GPU(
     3350 * GB,
     5 * US,
     1500 * GB,
-    f"{_EXPORT}: philisun.com, NVIDIA H800 vs H100 (fp64 of 1 TFLOP/s, NVLink of 400 GB/s both ways, else the "
-    f"H100's figures); {_LAUNCH}",
+    f"{_EXPORT}: philisun.com, NVIDIA H800 vs H100 (fp64 of 1 TFLOP/s, NVLink of 400 GB/s both ways, else "
+    f"the H100's figures); {_LAUNCH}",
     sm=90,
     nvlinks=8,
 )
@@ -361,8 +361,8 @@ L40S = GPU(
     864 * GB,
     5 * US,
     380 * GB,
-    f"{_ML_ENG}; NVIDIA's L40S sheet prints 362.05 | 733*, the first is dense; fp64: itcreations.com, 1/64 of "
-    f"fp32; {_LAUNCH}",
+    f"{_ML_ENG}; NVIDIA's L40S sheet prints 362.05 | 733*, the first is dense; fp64: itcreations.com, 1/64 "
+    f"of fp32; {_LAUNCH}",
     sm=89,
     nvlinks=0,
 )
@@ -432,9 +432,9 @@ _XGMI = Link(
     448 * GB,
     3.4 * US,
     0.0,
-    "AMD Instinct MI300X data sheet: a link to each of the 7 others, 64 GB/s one way; what a GPU sends to all of "
-    "them together, which rings over every link share (one message alone has a single link's 64); latency as "
-    "NVLink's",
+    "AMD Instinct MI300X data sheet: a link to each of the 7 others, 64 GB/s one way; what a GPU sends to all "
+    "of them together, which rings over every link share (one message alone has a single link's 64); latency "
+    "as NVLink's",
 )
 _CLASS_LINK = Link(
     "classroom link", 10 * GB, 8 * US, 2 * US, "invented: 10 GB/s, 10 us = 2 us on the port + 8 us in flight"
