@@ -18,8 +18,8 @@ import typer
 PAGE = Path(__file__).resolve().parent / "contract.md"
 BEGIN, END = "<!-- options: made by docs/make_contract.py -->\n", "<!-- end of options -->\n"
 FAMILIES = {  # commands that share a list of options -> its heading
-    ("predict", "train"): "Plan: options of `train` and `predict`",
-    ("evaluate", "generate", "predict", "serve", "train"): "Model: options of all five that make a model",
+    ("plan", "predict", "train"): "Plan: options of `train`, `predict` and `plan`",
+    ("evaluate", "generate", "plan", "predict", "serve", "train"): "Model: options of all that make a model",
 }
 
 

@@ -682,6 +682,43 @@ def test_blanks_and_columns_without_a_name_are_no_options_of_a_row(capsys):
     assert refusal(capsys, "predict", "--csv", "twice.csv")["field"] == "csv"
 
 
+def test_rows_over_two_processes_are_answered_as_by_one(capsys):
+    Path("rows.csv").write_text("dp,layers,hidden\n1,2,32\n3,x,32\n2,2,32\n1,1,64\n")
+    done = {}
+    for processes in ("1", "2"):
+        line = (
+            "predict",
+            "--csv",
+            "rows.csv",
+            "--out",
+            f"{processes}.csv",
+            "--processes",
+            processes,
+            "--json",
+        )
+        code, out, _ = glass(capsys, *line)
+        assert (code, json.loads(out)["rows"], json.loads(out)["errors"]) == (0, 4, 1)
+        rows = csv.DictReader(Path(f"{processes}.csv").read_text().splitlines())
+        done[processes] = [{k: v for k, v in row.items() if k != "wall_s"} for row in rows]
+    assert done["1"] == done["2"]
+    assert [row["dp"] for row in done["2"]] == ["1", "3", "2", "1"]
+    assert [bool(row["error"]) for row in done["2"]] == [False, True, False, False]
+
+
+def test_predict_says_first_what_matters_in_both_languages(capsys):
+    line = "predict --tp 2 --layers 2 --hidden 128 --seq 64 --hardware dgx-h100".split()
+    code, out, _ = glass(capsys, *line)
+    english, chinese = out.splitlines()[:2]
+    assert code == 0
+    assert re.match(r"[\d.]+ \w+ a step; fits: 0\.0 of 74\.5 GiB on stage 0; \d+% of the time is ", english)
+    assert "exposed TP communication" in english
+    assert "暴露的 TP 通信" in chinese
+    said = json.loads(glass(capsys, *line, "--json")[1])
+    assert said["sentence"] == {"en": english, "zh": chinese}
+    share = said["breakdown_s"]["exposed_tp"] / said["iteration_time_s"]
+    assert f"{share:.0%} of the time" in english
+
+
 COLUMNS = {  # header -> what its rows' error says
     "dp,slow_rank": "option of a single prediction",
     "dp,slow-rank": "option of a single prediction",

@@ -102,7 +102,7 @@ def test_every_command_has_its_keys_listed():
 def test_what_is_not_yet_is_not_there():
     words = NOT_YET[NOT_YET.index("### Commands") : NOT_YET.index("### Options")]
     planned = {w.split()[0] for w in re.findall(r"(?:^- |, |, )`([a-z-]+[^`]*)`", words, re.MULTILINE)}
-    assert {"plan", "watch", "envelope", "calibrate", "start", "check"} <= planned
+    assert {"watch", "envelope", "calibrate", "start", "check"} <= planned
     there = maker.commands()
     assert not planned & {name.split()[0] for name in there}, "it works now: move it out of `Not yet`"
     lists = NOT_YET[NOT_YET.index("### Options") : NOT_YET.index("### Meanings")].replace("\n  ", " ")

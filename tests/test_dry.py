@@ -56,6 +56,11 @@ def test_a_plan_is_recorded_dry_as_it_runs(choice):
     same(*build(dense(choice)))
 
 
+def test_stages_without_layers_are_recorded_dry_as_they_run():
+    model = make_model("tiny", layers=6, hidden=16, seq=6, vocab=40)
+    same(make_plan(pp=4, virtual_stages=2, dp=2, zero=1, global_batch=16), model)
+
+
 LATER = ({}, {"zero": 3, "shard": 2}, {"offload": "optimizer", "zero": 2}, {"pp": 2, "schedule": "gpipe"})
 
 

@@ -640,3 +640,12 @@ def test_ray_actors_agree(actors):
     run = actors(4).run(program, config, {"dp": 4}, 4, 8, {})
     assert max(errors(run, config, {"dp": 4}, 4, 8).values()) <= EXACT
     assert run.graph.difference(spread(config, {"dp": 4}, 4, 8).graph) is None
+
+
+@pytest.mark.parametrize("backend", ["threads", "dry"])
+def test_a_router_s_weight_gradient_comes_into_a_bucket_in_16_bits(backend):
+    plan = make_plan(dp=2, pp=2, zero=2, schedule="zb-h1", global_batch=4, precision="bf16")
+    run = run_plan(
+        plan, make_model("tiny", layers=2, hidden=16, seq=8, vocab=40, experts=4, top_k=2), backend
+    )
+    assert len(run.results) == 4

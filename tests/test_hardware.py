@@ -30,8 +30,14 @@ NAMES = (
     "dgx-h100",
     "dgx-h200",
     "dgx-b200",
+    "dgx-b300",
+    "gb200-nvl72",
+    "hgx-h20",
+    "hgx-h800",
+    "mi300x",
     "pcie-a100",
     "pcie-4090",
+    "pcie-l40s",
 )
 
 
@@ -124,8 +130,32 @@ def test_peaks_bandwidths_and_memory_are_those_of_the_published_sheet(name):
             assert precision not in item.gpu.peak_flops
     wire = row["nvlink_unidir_GBps"] or row["pcie_unidir_GBps"]
     assert item.intra.bandwidth == float(wire) * 1e9
-    assert item.host.link.bandwidth == float(row["pcie_unidir_GBps"] or 31) * 1e9
+    host = row["c2c_unidir_GBps"] or row["pcie_unidir_GBps"] or 31
+    assert item.host.link.bandwidth == float(host) * 1e9
     assert item.host.memory_bandwidth < item.gpu.memory_bandwidth / 10
+
+
+@pytest.mark.parametrize("row", published_rows("gpu_datasheet.csv"), ids=lambda row: row["gpu"])
+def test_a_peak_is_the_dense_one_of_a_sheet_that_prints_both(row):
+    if row["bf16_sparse_tflops"]:
+        gpu = next(h.gpu for h in CATALOGUE.values() if h.gpu.name == row["gpu"])
+        assert gpu.peak("bf16") == pytest.approx(float(row["bf16_sparse_tflops"]) * 1e12 / 2, rel=0.02)
+
+
+def test_a_rack_of_72_is_one_node_and_a_gpu_that_is_no_nvidia_one_gets_rings():
+    rack, amd = CATALOGUE["gb200-nvl72"], CATALOGUE["mi300x"]
+    assert rack.link(0, 71) == rack.intra
+    assert rack.link(71, 72) == rack.inter
+    seconds = _native_all_reduce(amd, 8, 8 * 2**20)
+    assert seconds == pytest.approx(14 * (3.4e-6 + 2**20 / 448e9))
+    assert _native_all_reduce(rack, 72, 2**30) > 71 / 72 * 2**30 / 900e9  # under the port's rate
+
+
+def _native_all_reduce(machine, ranks, nbytes):
+    def program(gpu):
+        gpu.comm.all_reduce(torch.empty(nbytes // 4, device="meta"), algorithm="native")
+
+    return Cluster(machine, ranks, "dry").run(program).timeline.makespan
 
 
 # ---- profile files -----------------------------------------------------------------------------------------

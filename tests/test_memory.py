@@ -352,9 +352,12 @@ def test_what_runs_out_on_the_way_is_advised_too(tight):
 def test_predict_says_what_would_fit(capsys):
     big = "--layers 2 --hidden 8192 --seq 512 --heads 8 --dp 2".split()
     code, out, _ = glass(capsys, "predict", *big, "--json")
+    assert json.loads(out)["would_fit"] == []  # it takes seconds: only who asks for it gets it
+    code, out, _ = glass(capsys, "predict", *big, "--json", "--advise")
     said = json.loads(out)
     assert code == 0
     assert said["fits"] is False
+    assert said["sentence"]["en"].split("; ")[1].startswith("DOES NOT FIT: ")
     assert said["residents"][0]["bytes"] > 0
     assert said["would_fit"][0]["peak_memory_bytes"] <= 16e9
     code, out, _ = glass(capsys, "predict", "--json")

@@ -17,7 +17,7 @@ from glasscluster.sim.time.hardware import CATALOGUE
 from glasscluster.sim.time.nccl import constants as K
 from glasscluster.sim.time.nccl.model import ALGORITHMS, Channels, candidates, choose, setup
 
-NVIDIA = ("dgx-v100", "dgx-a100-80gb", "dgx-h100", "dgx-h200", "dgx-b200")
+NVIDIA = ("dgx-v100", "dgx-a100-80gb", "dgx-h100", "dgx-h200", "dgx-b200", "hgx-h800")
 SIZES = [2**k for k in range(6, 34)]
 RANKS = [*range(2, 9), 16, 24, 32, 64, 128]
 MEASURED_ON = {

@@ -234,7 +234,7 @@ def refused_by(command: str, **values: Any) -> InputError:
         ({"layers": "x"}, "must be a whole number", None),
         ({"optimizer": "adamx"}, "must be adamw or sgd", "adamw"),
         ({"tp": 8, "sequence_parallel": True, "seq": 9, "heads": 8}, "must divide seq = 9", 1),
-        ({"pp": 8, "virtual_stages": 2}, "every stage needs at least one of the 4 layers", 2),
+        ({"pp": 8, "virtual_stages": 2}, "needs at least one of the 4 layers", 3),
     ],
 )
 def test_a_limit_that_is_not_allowed_itself_is_never_advised(values, rule, nearest):

@@ -13,6 +13,7 @@ from glasscluster.commands import (
     gallery,
     generate,
     lessons,
+    plan,
     predict,
     replay,
     run,
@@ -28,6 +29,7 @@ STRATEGIES = "real training strategies on simulated GPUs, exact, counted and dra
 COMMANDS: dict[str, Any] = {
     "train": train.train,
     "predict": predict.predict,
+    "plan": plan.plan,
     "replay": replay.replay,
     "run": run.command,
     "list": list_.list_,

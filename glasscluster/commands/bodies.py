@@ -13,6 +13,7 @@ BODIES = {  # name -> module:function
     "train": "glasscluster.scenarios.jobs.training:train_command",
     "predict": "glasscluster.scenarios.jobs.prediction:predict_command",
     "predict_csv": "glasscluster.scenarios.jobs.prediction:predict_csv",
+    "plan": "glasscluster.scenarios.jobs.planner:plan_command",
     "generate": "glasscluster.scenarios.jobs.generation:generate_command",
     "serve": "glasscluster.scenarios.jobs.serving_command:serve_command",
     "evaluate": "glasscluster.scenarios.jobs.evaluation:evaluate_command",

@@ -24,7 +24,7 @@ def predict(request: PredictRequest, as_json: bool) -> int:
     assert request.shape is not None  # no folder of weights can be asked for
     with progress() as say:
         say(f"glass predict: {counted(request.plan.gpus, 'GPU')}, {request.shape.parameters():,} parameters")
-        content = body("predict")(request, say)
+        content = body("predict")(request, say, advised=not as_json)
     if as_json:
         emit(content)
         return 0
@@ -47,6 +47,8 @@ def predict_rows(request: PredictRequest, as_json: bool) -> int:
 def show(content: dict[str, Any]) -> None:
     """The prediction in words; of a plan that does not fit, what holds the memory and what would fit."""
     step = content["iteration_time_s"]
+    for lang in ("en", "zh"):
+        print(content["sentence"][lang])
     print(
         f"{written_time(step)} a step on {content['hardware']} (virtual), MFU {content['mfu']:.1%} "
         f"(causal {content['mfu_causal']:.1%}), HFU {content['hfu']:.1%}"

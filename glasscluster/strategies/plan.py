@@ -162,6 +162,23 @@ class Plan(
         own = {**model.model_dump(), **self.model_dump()}
         advised(judge, own)
 
+    def refusal(self, model: ModelConfig, runs: bool = True) -> InputError | None:
+        """The first rule that the plan breaks with a model, or None: as `check`, and quick, because nothing
+        looks for what would be allowed.
+
+        Args:
+            model: the model's shape.
+            runs: as in `check`.
+
+        Returns:
+            What `check` would raise.
+        """
+        try:
+            self._check(model, runs)
+        except InputError as refused:
+            return refused
+        return None
+
     def _check(self, model: ModelConfig, runs: bool) -> None:
         if runs:
             self.runs()

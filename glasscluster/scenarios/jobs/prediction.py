@@ -6,17 +6,20 @@ import csv
 import io
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import GlassError, InputError
 from glasscluster.base.files import is_there, read_text, replacing
 from glasscluster.model.config import ModelConfig
+from glasscluster.scenarios.jobs.csv_rows import in_order, processes_for
+from glasscluster.scenarios.jobs.prediction_sentence import sentence
 from glasscluster.scenarios.jobs.stored import launches, slow_ranks
 from glasscluster.scenarios.requests.predict import CSV_COLUMNS, PredictRequest
 from glasscluster.sim.ranks.collectives import load
 from glasscluster.sim.run import Cluster
-from glasscluster.sim.time.hardware import hardware
+from glasscluster.sim.time.hardware import Hardware, hardware
 from glasscluster.sim.time.memory_history import MemoryHistory
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge.advice import Advice, advise
@@ -28,11 +31,25 @@ TRUTH = {"true": True, "false": False}
 COLUMNS = (*Plan.model_fields, *ModelConfig.model_fields, *CSV_COLUMNS)
 
 
-def predict_command(request: PredictRequest, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run `glass predict` for one plan, with advice where it does not fit."""
+def predict_command(
+    request: PredictRequest, say: Callable[[str], None], advised: bool = True
+) -> dict[str, Any]:
+    """Run `glass predict` for one plan; with `advised`, or where the request wants it, with changes of the
+    plan that fit where this one does not.
+    """
+    advised = advised or request.advise
     slow, shape = request.prepared(prepare), request.shape
     assert shape is not None  # `glass predict` has no --weights, so the request has a shape
-    return predict(request.plan, shape, request.hardware, rank=request.rank, slow=slow, advised=True, say=say)
+    return predict(
+        request.plan,
+        shape,
+        request.hardware,
+        rank=request.rank,
+        slow=slow,
+        residents=True,
+        advised=advised,
+        say=say,
+    )
 
 
 def prepare(request: PredictRequest) -> dict[int, float]:
@@ -52,30 +69,25 @@ def prepare(request: PredictRequest) -> dict[int, float]:
 def predict(
     plan: Plan,
     model: ModelConfig,
-    machine: str,
+    machine: str | Hardware,
     *,
     rank: str = "max",
     slow: dict[int, float] | None = None,
+    residents: bool = False,
     advised: bool = False,
     say: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, Any]:
     """The `glass.predict/1` object of a plan, recorded dry: shapes only, nothing is computed.
 
-    On NVIDIA GPUs collectives are NCCL's own. With `advised` a plan that does not fit also gets what holds
-    the memory, and changes of the plan that would fit. Raises InputError for options that cannot run
-    together.
+    On NVIDIA GPUs collectives are NCCL's own. With `residents` it says what holds the memory; with `advised`
+    a plan that does not fit also gets changes of it that would, which takes seconds. Raises InputError for
+    options that cannot run together.
     """
     begun = time.perf_counter()
     cluster = Cluster(machine, plan.gpus, "dry", memory_bytes=None, say=say)
     cluster.hardware.gpu.peak(plan.precision)
-    if cluster.hardware.gpu.sm and "algorithm" not in plan.model_fields_set:
-        plan = plan.model_copy(update={"algorithm": "native"})
+    precision, plan = plan.precision, recorded_plan(plan, cluster.hardware)
     load(plan.algorithm)
-    precision = plan.precision
-    if (
-        precision == "fp8"
-    ):  # weights, activations and gradients stay in bf16; the matrices' products are in fp8
-        plan = plan.model_copy(update={"precision": "bf16"})
     job = Job(plan, model, steps=1)
     run = cluster.run(train_rank, job, info=job_info(job))
     timeline = run.replay(cluster.hardware, slow_ranks=slow, precision=precision)
@@ -109,12 +121,24 @@ def predict(
         "simulated_gpus": plan.gpus,
         "events": len(timeline.graph),
     }
-    if advised:
-        advice = Advice() if fits else advise(plan, model, cluster.hardware, capacity, say=say)
+    stage = [total for total, _ in peaks].index(fullest_bytes) // (plan.gpus // plan.pp)
+    said = sentence(content, stage)
+    content["sentence"] = {"en": said.en, "zh": said.zh}
+    if residents:
         fullest = MemoryHistory(timeline.graph, _chosen(rank, [total for total, _ in peaks]))
         content["residents"] = [r.as_dict() for r in fullest.residents()]
+        advice = Advice() if fits or not advised else advise(plan, model, cluster.hardware, capacity, say=say)
         content["would_fit"] = [fit.as_dict() for fit in advice.best]
     return content
+
+
+def recorded_plan(plan: Plan, machine: Hardware) -> Plan:
+    """The plan as it is recorded: with NCCL's collectives on NVIDIA GPUs unless others are named, and for fp8
+    with weights, activations and gradients in bf16, where only the matrices' products are in fp8.
+    """
+    if machine.gpu.sm and "algorithm" not in plan.model_fields_set:
+        plan = plan.model_copy(update={"algorithm": "native"})
+    return plan.model_copy(update={"precision": "bf16"}) if plan.precision == "fp8" else plan
 
 
 def _chosen(rank: str, peaks: list[int]) -> int:
@@ -142,11 +166,12 @@ def predict_csv(request: PredictRequest, say: Callable[[str], None]) -> tuple[in
     if not rows:
         raise InputError("csv", request.csv, "holds a header and no rows")
     answered: list[dict[str, Any]] = []
-    for number, row in enumerate(rows):
-        say(f"row {number + 1} of {len(rows)}")
-        answered.append(
-            {**dict(zip(header, row, strict=False)), **_predict_row(header, row, defaults, strange, say)}
-        )
+    of_a_row = partial(_predict_row, header, defaults, strange)
+    for row, answer in zip(
+        rows, in_order(of_a_row, rows, processes_for(len(rows), request.processes)), strict=True
+    ):
+        answered.append({**dict(zip(header, row, strict=False)), **answer})
+        say(f"row {len(answered)} of {len(rows)}")
     columns = list(dict.fromkeys([*header, *(k for a in answered for k in a)]))
     if "error" not in columns:
         columns.append("error")
@@ -200,10 +225,9 @@ def _strange_column(source: str, name: str, value: str) -> InputError:
 
 def _predict_row(
     header: list[str],
-    row: list[str],
     defaults: dict[str, Any],
     strange: dict[str, InputError],
-    say: Callable[[str], None],
+    row: list[str],
 ) -> dict[str, Any]:
     """The predicted columns of a row, or its error. A cell without a column, or below a column without a
     name (a spreadsheet's row numbers), is not an option.
@@ -219,7 +243,7 @@ def _predict_row(
         request = PredictRequest.of(**given | {k: str(given[k]) for k in CSV_COLUMNS if k in given})
         request.prepared(prepare)
         assert request.shape is not None
-        return flat(predict(request.plan, request.shape, request.hardware, rank=request.rank, say=say))
+        return flat(predict(request.plan, request.shape, request.hardware, rank=request.rank))
     except GlassError as problem:
         return {"error": problem.message}
 
@@ -240,9 +264,9 @@ def flat(content: dict[str, Any]) -> dict[str, Any]:
     """Nested keys joined with _ for a CSV row."""
     out: dict[str, Any] = {}
     for key, value in content.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key != "sentence":
             stem, _, unit = key.rpartition("_")
             out |= {f"{stem}_{k}_{unit}": v for k, v in value.items()}
-        elif key not in ("schema", "hardware"):
+        elif key not in ("schema", "hardware", "sentence"):
             out[key] = str(value).lower() if isinstance(value, bool) else value
     return out

@@ -37,6 +37,13 @@ class PredictRequest(ModelRequest, PlanRequest):
         "the exit code is 0 unless all fail",
     )
     out: str | None = Field(None, description="with --csv: the file to write")
+    processes: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="with --csv: processes that share out the rows; 0: as the cores and rows allow",
+    )
+    advise: bool = switch("with --json, too, look for changes of a plan that does not fit: takes seconds")
 
     @model_validator(mode="after")
     def _can_be_recorded(self) -> Self:

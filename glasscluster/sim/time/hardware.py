@@ -305,6 +305,77 @@ RTX_4090 = GPU(
     nvlinks=0,
 )
 
+_DENSE = "dense, half of the sheet's figure with sparsity"
+_EXPORT = "the H100's die with what export rules of 2023 limit; NVIDIA prints no public sheet"
+B300 = GPU(
+    "B300 SXM",
+    {"fp64": 1.25e12, "fp32": 80e12, "bf16": 2250e12, "fp16": 2250e12, "fp8": 4500e12},
+    288e9,
+    8000 * GB,
+    5 * US,
+    3500 * GB,
+    f"{_ML_ENG}; fp64: NVIDIA HGX B300 page, 10 TFLOP/s for 8 GPUs; {_DENSE}; {_LAUNCH}",
+    sm=103,
+    nvlinks=18,
+)
+GB200 = GPU(
+    "GB200 SXM",
+    {"fp64": 40e12, "fp32": 80e12, "bf16": 2500e12, "fp16": 2500e12, "fp8": 5000e12},
+    186e9,
+    8000 * GB,
+    5 * US,
+    3500 * GB,
+    f"{_ML_ENG}; NVIDIA GB200 NVL72 page: a superchip has two GPUs, 5 PFLOP/s of bf16 between them, "
+    f"{_DENSE}; fp64 recalled; {_LAUNCH}",
+    sm=100,
+    nvlinks=18,
+)
+H20 = GPU(
+    "H20 SXM 96GB",
+    {"fp64": 1e12, "fp32": 44e12, "bf16": 148e12, "fp16": 148e12, "fp8": 296e12},
+    96e9,
+    4000 * GB,
+    5 * US,
+    1800 * GB,
+    f"{_EXPORT}: zangshuxian.com/new/674733024499207168 (dense peaks, 4.0 TB/s), willitrunai.com (96 GB); "
+    f"{_LAUNCH}",
+    sm=90,
+    nvlinks=18,
+)
+H800 = GPU(
+    "H800 SXM 80GB",
+    {"fp64": 1e12, "fp32": 67e12, "bf16": 989e12, "fp16": 989e12, "fp8": 1979e12},
+    80e9,
+    3350 * GB,
+    5 * US,
+    1500 * GB,
+    f"{_EXPORT}: philisun.com, NVIDIA H800 vs H100 (fp64 of 1 TFLOP/s, NVLink of 400 GB/s both ways, else "
+    f"the H100's figures); {_LAUNCH}",
+    sm=90,
+    nvlinks=8,
+)
+L40S = GPU(
+    "L40S",
+    {"fp64": 1.43e12, "fp32": 91.6e12, "bf16": 362e12, "fp16": 362e12, "fp8": 733e12},
+    48e9,
+    864 * GB,
+    5 * US,
+    380 * GB,
+    f"{_ML_ENG}; NVIDIA's L40S sheet prints 362.05 | 733*, the first is dense; fp64: itcreations.com, 1/64 "
+    f"of fp32; {_LAUNCH}",
+    sm=89,
+    nvlinks=0,
+)
+MI300X = GPU(
+    "MI300X",
+    {"fp64": 163.4e12, "fp32": 163.4e12, "bf16": 1307.4e12, "fp16": 1307.4e12, "fp8": 2614.9e12},
+    192e9,
+    5300 * GB,
+    5 * US,
+    2300 * GB,
+    f"AMD Instinct MI300X data sheet: matrix cores, dense; {_LAUNCH}",
+)
+
 
 def _nvlink(generation: int, gbps: float) -> Link:
     return Link(f"NVLink {generation}", gbps * GB, 3.4 * US, 0.0, f"{_ML_ENG}; {_NCCL} over NVLink 3.4 us")
@@ -342,9 +413,29 @@ _A100_40_HOST = _host(4, 8, 1024, 16, 3200, "DGX A100: 2 x EPYC 7742")
 _A100_HOST = _host(4, 8, 2048, 16, 3200, "DGX A100: 2 x EPYC 7742")
 _H100_HOST = _host(5, 8, 2048, 16, 4800, "DGX H100, H200: 2 x Xeon 8480C")
 _B200_HOST = _host(5, 8, 2048, 16, 5600, "DGX B200: 2 x Xeon 8570")
+_H20_HOST = _host(5, 8, 2048, 16, 4800, "an HGX server with 2 x Xeon 8480")
+_B300_HOST = _host(5, 8, 2048, 16, 6400, "DGX B300: 2 x Xeon 6776P, whose PCIe is generation 5")
+_MI300X_HOST = _host(5, 8, 1536, 24, 4800, "a server with 2 x EPYC 9374F and 24 modules of 64 GB")
+_GRACE = "NVIDIA GB200 NVL72 page: a Grace CPU shared by 2 GPUs,"
+_GRACE_HOST = HostShare(
+    Link("NVLink-C2C", 225 * GB, 5.7 * US, 0.0, f"{_GRACE} 900 GB/s both ways; latency as PCIe's"),
+    240 * GB,
+    256 * GB,
+    f"{_GRACE} 480 GB of LPDDR5X at up to 512 GB/s",
+)
 _SERVER_HOST = _host(4, 8, 1024, 16, 3200, "a server with 2 x EPYC 7742")
 _LAPTOP_HOST = _host(4, 1, 32, 2, 4800, "a laptop with two channels of DDR5")
 
+# AMD prints no latency of a step, and this is no NCCL: those of the nearest link in NCCL's table
+_XGMI = Link(
+    "Infinity Fabric",
+    448 * GB,
+    3.4 * US,
+    0.0,
+    "AMD Instinct MI300X data sheet: a link to each of the 7 others, 64 GB/s one way; what a GPU sends to all "
+    "of them together, which rings over every link share (one message alone has a single link's 64); latency "
+    "as NVLink's",
+)
 _CLASS_LINK = Link(
     "classroom link", 10 * GB, 8 * US, 2 * US, "invented: 10 GB/s, 10 us = 2 us on the port + 8 us in flight"
 )
@@ -381,6 +472,13 @@ CATALOGUE: dict[str, Hardware] = {
         Hardware(
             "dgx-b200", B200, _nvlink(5, 900), _nic("EFAv4 / NDR 400 Gb/s per GPU", 50), host=_B200_HOST
         ),
+        Hardware("dgx-b300", B300, _nvlink(5, 900), _nic("XDR 800 Gb/s per GPU", 100), host=_B300_HOST),
+        Hardware(
+            "gb200-nvl72", GB200, _nvlink(5, 900), _nic("NDR 400 Gb/s per GPU", 50), 72, host=_GRACE_HOST
+        ),
+        Hardware("hgx-h20", H20, _nvlink(4, 450), _nic("NDR 400 Gb/s per GPU", 50), host=_H20_HOST),
+        Hardware("hgx-h800", H800, _nvlink(4, 200), _nic("NDR 400 Gb/s per GPU", 50), host=_H20_HOST),
+        Hardware("mi300x", MI300X, _XGMI, _nic("400 Gb/s per GPU", 50), cpu="amd", host=_MI300X_HOST),
         Hardware(
             "pcie-a100",
             A100_PCIE,
@@ -395,6 +493,14 @@ CATALOGUE: dict[str, Hardware] = {
             RTX_4090,
             _pcie(4, 31),
             _nic("100 Gb/s per 8 GPUs", 1.5625),
+            nics=1,
+            host=_SERVER_HOST,
+        ),
+        Hardware(
+            "pcie-l40s",
+            L40S,
+            _pcie(4, 31),
+            _nic("200 Gb/s per 8 GPUs", 3.125),
             nics=1,
             host=_SERVER_HOST,
         ),

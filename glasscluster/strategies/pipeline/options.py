@@ -13,7 +13,14 @@ from glasscluster.base.requests import Numbers, Options
 from glasscluster.base.text import counted
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.layout.sizes import Layout
-from glasscluster.strategies.pipeline.schedules import FOLDED, SCHEDULES, chunks, default_name, make_schedule
+from glasscluster.strategies.pipeline.schedules import (
+    FOLDED,
+    SCHEDULES,
+    chunks,
+    default_name,
+    make_schedule,
+    placement,
+)
 from glasscluster.strategies.pipeline.schedules.base import Schedule
 from glasscluster.strategies.pipeline.schedules.own import is_own, own_schedule
 
@@ -56,22 +63,46 @@ class PipelineOptions(Options):
         else:
             chunks(self.schedule, self.virtual_stages)  # as many as the schedule has
         stages, v = self.stages, self.virtual_stages
-        if stages > model.layers:
-            why = f", and pp x virtual-stages = {stages}" if v > 1 else ""
-            rule = f"every stage needs at least one of the {model.layers} layers{why}"
-            if self.schedule in FOLDED and model.layers < v:
-                raise InputError(
-                    "layers", model.layers, f"{self.schedule} cuts them in {v} stages a rank", [v]
-                )
+        most = model.layers + self._without_layers
+        if stages > most:
+            who = "every rank, and every stage between the first and the last,"
+            rule = f"{who} needs at least one of the {model.layers} layers"
             if v == 1 or self.schedule in FOLDED or self.pp > model.layers:
-                raise InputError("pp", self.pp, rule, range(1, max(1, model.layers // v) + 1))
-            raise InputError("virtual_stages", v, rule, range(1, model.layers // self.pp + 1))
+                raise InputError("pp", self.pp, rule, range(1, max(1, most // v) + 1))
+            raise InputError("virtual_stages", v, rule, range(1, most // self.pp + 1))
         if self.layers_per_stage is not None:
-            given = list(self.layers_per_stage)
-            if len(given) != stages or sum(given) != model.layers or min(given) < 1:
-                nearest = ",".join(map(str, split_layers(model.layers, stages)))
-                rule = f"must be {stages} positive numbers that add up to {model.layers} layers"
-                raise InputError("layers_per_stage", ",".join(map(str, given)), rule, [nearest])
+            self._check_layers(list(self.layers_per_stage), model.layers)
+
+    @property
+    def _holders(self) -> tuple[int, ...]:
+        """The rank of each stage."""
+        if is_own(self.schedule):
+            return own_schedule(self.schedule).placement
+        return placement(self.schedule, self.pp, self.virtual_stages)
+
+    @property
+    def _without_layers(self) -> int:
+        """How many stages may be without a layer: the first has the embedding and the last the head, but a
+        rank needs a layer on another of its stages.
+        """
+        if self.virtual_stages == 1:
+            return 0
+        holders = self._holders
+        return 1 if self.virtual_stages == 2 and holders[0] == holders[-1] else 2
+
+    def _check_layers(self, given: list[int], layers: int) -> None:
+        """Refuse a list of layers that does not add up to the model, or leaves a rank without one."""
+        stages = self.stages
+        on_rank = [0] * self.pp
+        for holder, count in zip(self._holders, given, strict=False):
+            on_rank[holder] += count
+        adds_up = len(given) == stages and sum(given) == layers
+        if adds_up and min(given) >= 0 and min([*given[1:-1], *on_rank]) > 0:
+            return
+        ends = ", where the first and the last may be 0 if their rank has another" if stages > self.pp else ""
+        nearest = ",".join(map(str, split_layers(layers, stages)))
+        rule = f"must be {stages} positive numbers that add up to {layers} layers{ends}"
+        raise InputError("layers_per_stage", ",".join(map(str, given)), rule, [nearest])
 
     def _as_its_file_says(self, layout: Layout) -> None:
         """Check that ranks, stages and micro-batches are those of the schedule in the file."""

@@ -121,9 +121,9 @@ class WeightGradients:
 
 
 def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """Add a gradient to `.grad`, as autograd does at a leaf."""
+    """Add a gradient to `.grad`, as autograd does at a leaf: there its layout is the parameter's."""
     if parameter.grad is None:
-        parameter.grad = gradient
+        parameter.grad = gradient.contiguous()
     else:
         parameter.grad.add_(gradient)
 

@@ -248,8 +248,8 @@ MAX_CHANNELS = 64
 MAX_NVLS_HEADS = 32
 
 # PCIe generation of a GPU's own slot, by compute capability (data sheets; recalled): V100 gen3, A100 and Ada
-# gen4, Hopper gen5.
-PCIE_GENERATION: dict[int, int] = {90: 5, 80: 4, 0: 3}
+# gen4, Hopper and B200 gen5, B300 gen6 to its own ConnectX-8.
+PCIE_GENERATION: dict[int, int] = {103: 6, 90: 5, 80: 4, 0: 3}
 
 Value = TypeVar("Value")
 
