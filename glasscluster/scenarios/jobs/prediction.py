@@ -18,10 +18,11 @@ from glasscluster.sim.ranks.collectives import load
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import hardware
 from glasscluster.sim.time.memory_history import MemoryHistory
-from glasscluster.strategies.job import Job, job_info
+from glasscluster.sim.time.replay import replay
+from glasscluster.strategies.folding import record
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.advice import Advice, advise
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.trainer import train_rank
 
 GIB = 1024**3
 TRUTH = {"true": True, "false": False}
@@ -32,7 +33,16 @@ def predict_command(request: PredictRequest, say: Callable[[str], None]) -> dict
     """Run `glass predict` for one plan, with advice where it does not fit."""
     slow, shape = request.prepared(prepare), request.shape
     assert shape is not None  # `glass predict` has no --weights, so the request has a shape
-    return predict(request.plan, shape, request.hardware, rank=request.rank, slow=slow, advised=True, say=say)
+    return predict(
+        request.plan,
+        shape,
+        request.hardware,
+        rank=request.rank,
+        slow=slow,
+        expand=request.expand,
+        advised=True,
+        say=say,
+    )
 
 
 def prepare(request: PredictRequest) -> dict[int, float]:
@@ -56,12 +66,14 @@ def predict(
     *,
     rank: str = "max",
     slow: dict[int, float] | None = None,
+    expand: bool = False,
     advised: bool = False,
     say: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, Any]:
     """The `glass.predict/1` object of a plan, recorded dry: shapes only, nothing is computed.
 
-    On NVIDIA GPUs collectives are NCCL's own. With `advised` a plan that does not fit also gets what holds
+    On NVIDIA GPUs collectives are NCCL's own; then ranks that are alike are recorded and replayed once, unless
+    `expand` (folding.py). With `advised` a plan that does not fit also gets what holds
     the memory, and changes of the plan that would fit. Raises InputError for options that cannot run
     together.
     """
@@ -77,9 +89,9 @@ def predict(
     ):  # weights, activations and gradients stay in bf16; the matrices' products are in fp8
         plan = plan.model_copy(update={"precision": "bf16"})
     job = Job(plan, model, steps=1)
-    run = cluster.run(train_rank, job, info=job_info(job))
-    timeline = run.replay(cluster.hardware, slow_ranks=slow, precision=precision)
-    peaks, held = run.peak_memory(), [result.host_bytes for result in run.results]
+    recorded = record(cluster, job, slow, expand, say)
+    timeline = replay(recorded.graph, cluster.hardware, slow_ranks=slow, precision=precision)
+    peaks, held = recorded.peak_memory(), [result.host_bytes for result in recorded.results]
     peak, split = peaks[_chosen(rank, [total for total, _ in peaks])]
     seconds, done = timeline.makespan, timeline.graph.info["model_flops"]
     capacity = cluster.hardware.gpu.memory_bytes
@@ -107,11 +119,13 @@ def predict(
         **launches(timeline),
         "wall_s": time.perf_counter() - begun,
         "simulated_gpus": plan.gpus,
-        "events": len(timeline.graph),
+        "roles": recorded.roles,
+        "events": recorded.events,
     }
     if advised:
         advice = Advice() if fits else advise(plan, model, cluster.hardware, capacity, say=say)
-        fullest = MemoryHistory(timeline.graph, _chosen(rank, [total for total, _ in peaks]))
+        chosen = recorded.role_of(_chosen(rank, [total for total, _ in peaks]))
+        fullest = MemoryHistory(timeline.graph, chosen)
         content["residents"] = [r.as_dict() for r in fullest.residents()]
         content["would_fit"] = [fit.as_dict() for fit in advice.best]
     return content
