@@ -1,8 +1,8 @@
 """A plan recorded dry, one rank for all that do the same: what a prediction replays.
 
     programs     predicted from the plan (strategies/programs.py): one rank of each is recorded
-    compared     the highest rank of a program with the lowest: the rows, the memory, the communicators; of
-                 every program where that is cheap, else of the first and the last
+    compared     the highest rank of a program with the lowest: rows, memory, communicators; of the first
+                 program that several ranks run, and of the last
     roles        found for this hardware and these slow ranks (sim/time/equitable.py)
     folded       a graph of as many ranks as there are roles (sim/recording/roles.py)
 
@@ -35,7 +35,6 @@ from glasscluster.strategies.programs import programs
 from glasscluster.strategies.result import RankResult
 from glasscluster.strategies.trainer import train_rank
 
-FEW_ROWS = 100_000  # of one rank of each program, up to which another of each is recorded and compared
 Say = Callable[[str], None]
 
 
@@ -140,7 +139,7 @@ def _folded(cluster: Cluster, job: Job, program: np.ndarray, slow: dict[int, flo
         if time.monotonic() - said > SAY_EVERY_S:
             said = time.monotonic()
             say(f"recorded {number + 1:,} of {len(lowest):,} ranks that stand for {ranks:,}")
-    for number in compared(program, [len(r.shift) for r in recordings]):
+    for number in compared(program):
         other = _recorded(cluster, job, int(np.flatnonzero(program == number)[-1]))
         _compare(outcomes[number], recordings[number], other, relative(other.recording or {}, partitions))
     ways = [r.ways for r in recordings]
@@ -151,10 +150,10 @@ def _folded(cluster: Cluster, job: Job, program: np.ndarray, slow: dict[int, flo
     return Recorded(graph, [outcomes[number].result for number in of_role], "")
 
 
-def compared(program: np.ndarray, rows: list[int]) -> list[int]:
-    """The programs of which a second rank is recorded: of each that several run, where that is cheap."""
+def compared(program: np.ndarray) -> list[int]:
+    """The programs of which a second rank is recorded: the first and the last that several ranks run."""
     several = np.flatnonzero(np.bincount(program) > 1).tolist()
-    return several if sum(rows) <= FEW_ROWS else sorted({*several[:1], *several[-1:]})
+    return sorted({*several[:1], *several[-1:]})
 
 
 def _recorded(cluster: Cluster, job: Job, rank: int) -> Outcome:
