@@ -142,9 +142,9 @@ def _folded(cluster: Cluster, job: Job, program: np.ndarray, slow: dict[int, flo
     for number in compared(program):
         other = _recorded(cluster, job, int(np.flatnonzero(program == number)[-1]))
         _compare(outcomes[number], recordings[number], other, relative(other.recording or {}, partitions))
-    ways = [r.ways for r in recordings]
+    partners = [r.partners for r in recordings]
     groups = [{number: partitions[cut] for number, cut in r.cuts.items()} for r in recordings]
-    role = refined(program, ways, groups, cluster.hardware, slow)
+    role = refined(program, partners, groups, cluster.hardware, slow)
     graph = fold_roles(recordings, program, role, partitions, {"backend": "dry", **job_info(job)})
     of_role = program[representatives(role)].tolist()
     return Recorded(graph, [outcomes[number].result for number in of_role], "")
@@ -163,13 +163,13 @@ def _recorded(cluster: Cluster, job: Job, rank: int) -> Outcome:
     return outcome
 
 
-def _compare(first: Outcome, told: Relative, other: Outcome, others: Relative) -> None:
+def _compare(first: Outcome, one: Relative, other: Outcome, others: Relative) -> None:
     """Compare two ranks of a program.
 
     Raises:
         NotAlike: they differ.
     """
-    unlike = difference(told, others)
+    unlike = difference(one, others)
     if unlike is None and first.result.host_bytes != other.result.host_bytes:
         unlike = "bytes in host memory"
     if unlike is not None:

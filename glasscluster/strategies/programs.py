@@ -106,7 +106,7 @@ def shards_alike(units: Sequence[Unit], shards: int, whole: bool) -> np.ndarray:
 
 
 def _lengths(spans: list[list[int]], each: int, shards: int) -> np.ndarray:
-    """How long the parts of spans are that lie in each shard, in order, with zeros behind: [shards, spans]."""
+    """How long the parts of spans in each shard are, in order, with zeros behind: [shards, spans]."""
     edges, begin = np.array(spans, dtype=np.int64).reshape(-1, 2), np.arange(shards)[:, None] * each
     lengths = np.minimum(edges[:, 1], begin + each) - np.maximum(edges[:, 0], begin)
     lengths = np.maximum(lengths, 0)

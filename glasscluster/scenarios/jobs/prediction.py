@@ -72,10 +72,9 @@ def predict(
 ) -> dict[str, Any]:
     """The `glass.predict/1` object of a plan, recorded dry: shapes only, nothing is computed.
 
-    On NVIDIA GPUs collectives are NCCL's own; then ranks that are alike are recorded and replayed once, unless
-    `expand` (folding.py). With `advised` a plan that does not fit also gets what holds
-    the memory, and changes of the plan that would fit. Raises InputError for options that cannot run
-    together.
+    On NVIDIA GPUs collectives are NCCL's own; then ranks that are alike are recorded and replayed once,
+    unless `expand` (strategies/folding.py). With `advised` a plan that does not fit also gets what holds the
+    memory, and changes of the plan that would fit. Raises InputError for options that cannot run together.
     """
     begun = time.perf_counter()
     cluster = Cluster(machine, plan.gpus, "dry", memory_bytes=None, say=say)

@@ -53,7 +53,7 @@ def fold_roles(
     rows = np.lexsort((whole[:, ORDER], whole[:, LANE], numbers))  # as `canonical` has them
     peer = np.empty(len(graph), np.int64)
     peer[graph.canonical], graph.tag[graph.canonical] = np.concatenate(whom)[rows], whole[rows, TAG]
-    graph.roles = Roles(role, tuple(r.ways for r in of_role), groups, first[graph.rank], peer)
+    graph.roles = Roles(role, tuple(r.partners for r in of_role), groups, first[graph.rank], peer)
     return graph
 
 
@@ -61,7 +61,7 @@ def _peers(recorded: Relative, rank: int, groups: dict[int, Partition]) -> np.nd
     """To whom the messages of a recording go when they are those of `rank`; -1: no message, [rows]."""
     peer = np.full(len(recorded.shift), -1)
     of = (recorded.recording["table"][:, LANE] - 1) // LANES_PER_GROUP
-    for group, shift in recorded.ways.messages:
+    for group, shift in recorded.partners.messages:
         chosen = (of == group) & (recorded.shift == shift)
         peer[chosen] = groups[group].shifted(np.array([rank]), shift)
     return peer

@@ -28,7 +28,7 @@ class NotAlike(Exception):
 
 
 @dataclass(frozen=True)
-class Ways:
+class Partners:
     """With whom a rank has to do.
 
     Attributes:
@@ -48,13 +48,13 @@ class Relative:
         recording: as `Recorder.columns` returns it.
         shift: of each message, how many places further in its communicator's group the other rank is; -1 for
             other rows, [rows].
-        ways: with whom the rank has to do.
+        partners: with whom the rank has to do.
         cuts: of each communicator that is part of a mesh, how that is cut into groups.
     """
 
     recording: dict[str, Any]
     shift: np.ndarray
-    ways: Ways
+    partners: Partners
     cuts: dict[int, Cut]
 
     @property
@@ -97,8 +97,8 @@ def relative(recording: dict[str, Any], partitions: Partitions) -> Relative:
     for cut in cuts.values():
         partitions.setdefault(cut, cut.partition)
     pairs = zip(group[message].tolist(), shift[message].tolist(), strict=True)
-    ways = Ways(frozenset(pairs), frozenset(group[joined].tolist()))
-    return Relative(recording, shift, ways, cuts)
+    partners = Partners(frozenset(pairs), frozenset(group[joined].tolist()))
+    return Relative(recording, shift, partners, cuts)
 
 
 ABSOLUTE = [i for i in range(len(FIELDS)) if i not in (PEER, OFFSET)]

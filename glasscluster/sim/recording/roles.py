@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from glasscluster.sim.recording.cuts import Partition
-from glasscluster.sim.recording.relative import Ways
+from glasscluster.sim.recording.relative import Partners
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Roles:
 
     Attributes:
         role: of every rank of the cluster, its role, numbered by their lowest ranks, [gpus].
-        ways: of each role, with whom its ranks have to do, [roles].
+        partners: of each role, with whom its ranks have to do, [roles].
         partitions: of each role, from a communicator's number to the groups of its kind, [roles].
         rank: of each row of the graph, the representative of its role, as the cluster numbers it, [events].
         peer: of each message, the other rank as the cluster numbers it; -1: no message, [events].
     """
 
     role: np.ndarray
-    ways: tuple[Ways, ...]
+    partners: tuple[Partners, ...]
     partitions: tuple[dict[int, Partition], ...]
     rank: np.ndarray
     peer: np.ndarray
@@ -55,7 +55,7 @@ class Roles:
     @property
     def roles(self) -> int:
         """How many roles they have."""
-        return len(self.ways)
+        return len(self.partners)
 
     @property
     def each(self) -> np.ndarray:

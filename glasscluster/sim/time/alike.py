@@ -66,7 +66,7 @@ def check_roles(graph: ExecutionGraph, hw: Hardware, contention: bool, slow: dic
     if hw.topology is not None and len(hw.topology.place) < roles.gpus:
         rule = f"has {len(hw.topology.place)} GPUs, the run {roles.gpus} ranks"
         raise InputError("topology", hw.topology.name, rule)
-    finer = refined(roles.role, roles.ways, roles.partitions, hw, slow)
+    finer = refined(roles.role, roles.partners, roles.partitions, hw, slow)
     if finer.max() + 1 > roles.roles:
         rule = f"has other wires or slow ranks than {stands} was made for, on which these are not alike"
         raise InputError("hardware", hw.name, rule)

@@ -4,7 +4,7 @@ Ranks begin with the class of the program that they run. Classes are split until
 
     slow       by what factor their compute takes longer
     wires      over what kind of wire each of their messages goes, and each of their collectives
-    partners   of what class the other rank of each message is, and which classes are in each collective's group
+    partners   of what class the other rank of each message is, and which are in each collective's group
 
 Each round looks at partners by the classes of the round before; when a round splits nothing, ranks of one
 class are alike (sim/recording/roles.py says why they then begin and end every row at the same moment).
@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from glasscluster.sim.recording.cuts import Partition
-from glasscluster.sim.recording.relative import Ways
+from glasscluster.sim.recording.relative import Partners
 from glasscluster.sim.time.hardware import Hardware
 
 
 def refined(
     classes: np.ndarray,
-    ways: Sequence[Ways],
+    partners: Sequence[Partners],
     partitions: Sequence[Mapping[int, Partition]],
     hw: Hardware,
     slow_ranks: Mapping[int, float],
@@ -32,7 +32,7 @@ def refined(
 
     Args:
         classes: of every rank the number of its class, [gpus].
-        ways: of each class, with whom its ranks have to do.
+        partners: of each class, with whom its ranks have to do.
         partitions: of each class, from a communicator's number to the groups of its kind.
         hw: on which they shall be alike.
         slow_ranks: from a rank to the factor by which its compute takes longer.
@@ -43,7 +43,7 @@ def refined(
     factor = np.ones(len(classes))
     for rank, slower in slow_ranks.items():
         factor[rank] = slower
-    messages, collectives = _used(classes, ways, partitions)
+    messages, collectives = _used(classes, partners, partitions)
     fixed = [classes, np.unique(factor, return_inverse=True)[1].reshape(-1)]
     for ranks, peers in messages:
         fixed.append(_filled(len(classes), ranks, _wires(hw, ranks, peers)))
@@ -62,17 +62,17 @@ def refined(
 
 
 def _used(
-    classes: np.ndarray, ways: Sequence[Ways], partitions: Sequence[Mapping[int, Partition]]
+    classes: np.ndarray, partners: Sequence[Partners], partitions: Sequence[Mapping[int, Partition]]
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[tuple[Partition, np.ndarray]]]:
-    """Ranks and whom each has to do with: for each way of sending both; for each way of cutting groups on
-    which collectives run, the ranks that run them.
+    """Who has to do with whom: pairs of ranks and their peers, one for each kind of message; and for each cut
+    whose groups run collectives, the ranks that do.
     """
     senders: dict[tuple[Partition, int], list[int]] = {}
     callers: dict[Partition, list[int]] = {}
-    for number, (way, of) in enumerate(zip(ways, partitions, strict=True)):
-        for group, shift in way.messages:
+    for number, (partner, of) in enumerate(zip(partners, partitions, strict=True)):
+        for group, shift in partner.messages:
             senders.setdefault((of[group], shift), []).append(number)
-        for group in way.collectives:
+        for group in partner.collectives:
             callers.setdefault(of[group], []).append(number)
     messages = []
     for (partition, shift), numbers in senders.items():
@@ -110,7 +110,7 @@ def _spread(hw: Hardware, partition: Partition) -> np.ndarray:
 def _sets(partition: Partition, colour: np.ndarray) -> np.ndarray:
     """Of every rank, a number of the set of colours in its group; -1 without a group, [gpus]."""
     known: dict[tuple[int, ...], int] = {}
-    return _each_group(partition, colour, lambda found: known.setdefault(found, len(known)))
+    return _each_group(partition, colour, lambda colours: known.setdefault(colours, len(known)))
 
 
 def _each_group(
