@@ -21,10 +21,11 @@ from glasscluster.sim.ranks.collectives import load
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import Hardware, hardware
 from glasscluster.sim.time.memory_history import MemoryHistory
-from glasscluster.strategies.job import Job, job_info
+from glasscluster.sim.time.replay import replay
+from glasscluster.strategies.folding import record
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.advice import Advice, advise
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.trainer import train_rank
 
 GIB = 1024**3
 TRUTH = {"true": True, "false": False}
@@ -46,6 +47,7 @@ def predict_command(
         request.hardware,
         rank=request.rank,
         slow=slow,
+        expand=request.expand,
         residents=True,
         advised=advised,
         say=say,
@@ -73,14 +75,16 @@ def predict(
     *,
     rank: str = "max",
     slow: dict[int, float] | None = None,
+    expand: bool = False,
     residents: bool = False,
     advised: bool = False,
     say: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, Any]:
     """The `glass.predict/1` object of a plan, recorded dry: shapes only, nothing is computed.
 
-    On NVIDIA GPUs collectives are NCCL's own. With `residents` it says what holds the memory; with `advised`
-    a plan that does not fit also gets changes of it that would, which takes seconds. Raises InputError for
+    On NVIDIA GPUs collectives are NCCL's own; then ranks that are alike are recorded and replayed once,
+    unless `expand` (strategies/folding.py). With `residents` it says what holds the memory; with `advised` a
+    plan that does not fit also gets changes of it that would, which takes seconds. Raises InputError for
     options that cannot run together.
     """
     begun = time.perf_counter()
@@ -89,9 +93,9 @@ def predict(
     precision, plan = plan.precision, recorded_plan(plan, cluster.hardware)
     load(plan.algorithm)
     job = Job(plan, model, steps=1)
-    run = cluster.run(train_rank, job, info=job_info(job))
-    timeline = run.replay(cluster.hardware, slow_ranks=slow, precision=precision)
-    peaks, held = run.peak_memory(), [result.host_bytes for result in run.results]
+    recorded = record(cluster, job, slow, expand, say)
+    timeline = replay(recorded.graph, cluster.hardware, slow_ranks=slow, precision=precision)
+    peaks, held = recorded.peak_memory(), [result.host_bytes for result in recorded.results]
     peak, split = peaks[_chosen(rank, [total for total, _ in peaks])]
     seconds, done = timeline.makespan, timeline.graph.info["model_flops"]
     capacity = cluster.hardware.gpu.memory_bytes
@@ -119,13 +123,15 @@ def predict(
         **launches(timeline),
         "wall_s": time.perf_counter() - begun,
         "simulated_gpus": plan.gpus,
-        "events": len(timeline.graph),
+        "roles": recorded.roles,
+        "events": recorded.events,
     }
     stage = [total for total, _ in peaks].index(fullest_bytes) // (plan.gpus // plan.pp)
     said = sentence(content, stage)
     content["sentence"] = {"en": said.en, "zh": said.zh}
     if residents:
-        fullest = MemoryHistory(timeline.graph, _chosen(rank, [total for total, _ in peaks]))
+        chosen = recorded.role_of(_chosen(rank, [total for total, _ in peaks]))
+        fullest = MemoryHistory(timeline.graph, chosen)
         content["residents"] = [r.as_dict() for r in fullest.residents()]
         advice = Advice() if fits or not advised else advise(plan, model, cluster.hardware, capacity, say=say)
         content["would_fit"] = [fit.as_dict() for fit in advice.best]

@@ -30,7 +30,7 @@ class PredictRequest(ModelRequest, PlanRequest):
     )
     rank: str = Field("max", description="whose memory: max | last | a rank")
     slow_rank: list[str] = Field([], description="R:FACTOR, a straggler; may be repeated")
-    expand: bool = switch("replay every GPU (this version always does)")
+    expand: bool = switch("replay every GPU, also those that do the same")
     csv: str | None = Field(
         None,
         description="a file of rows, option names with _ as header; a row that fails has `error` filled, and "

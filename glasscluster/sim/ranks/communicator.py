@@ -18,6 +18,7 @@ from glasscluster.sim.ranks.collectives import find, with_option
 from glasscluster.sim.ranks.collectives.own import begun
 from glasscluster.sim.ranks.wire import TAGS_PER_GROUP, Wire
 from glasscluster.sim.ranks.work import REDUCTIONS, CollectiveWork, Done, MessageWork, Progress, Steps, Work
+from glasscluster.sim.recording.cuts import Cut
 from glasscluster.sim.recording.events import PURPOSES, RECV, SEND, group_lane
 from glasscluster.sim.recording.memory import Ledger
 from glasscluster.sim.recording.recorder import Recorder
@@ -45,6 +46,7 @@ class Communicator:
         axis: as above.
         group: a number of its own, for its lanes on the graph and the tags of its messages.
         mesh: how many meshes its rank had made before; the groups of each have the same numbers.
+        cut: how the mesh is cut into the groups of this kind; None: it is no part of a mesh.
 
     Example:
         >>> import torch
@@ -67,17 +69,19 @@ class Communicator:
         axis: str,
         group: int,
         mesh: int = 0,
+        cut: Cut | None = None,
     ) -> None:
         self.wire, self.progress, self.recorder, self.ledger = wire, progress, recorder, ledger
         self.ranks, self.axis, self.group = tuple(ranks), axis, group
         self.size, self.rank = len(self.ranks), self.ranks.index(wire.rank)
         self.tag_base = group * TAGS_PER_GROUP
         self.identity = f"{group}.{mesh}"
+        self.cut = cut
         self.meshes = mesh  # made up to now: what a new subgroup belongs to
         self._queue: deque[CollectiveWork] = deque()
         progress.queues.append(self._queue)
         progress.communicators.append(self)
-        recorder.groups[group] = (axis, self.ranks)
+        recorder.groups[group], recorder.cuts[group] = (axis, self.ranks), cut
         self.launched = 0
         self.last_collective = -1  # row of the one that finished last
         self._next_split = (group + 1) * 64
@@ -821,7 +825,7 @@ class Communicator:
         self._next_split += 1
         return self.subgroup(members, axis or f"{self.axis}.{color}", self._next_split)
 
-    def subgroup(self, ranks: Sequence[int], axis: str, group: int) -> Communicator:
+    def subgroup(self, ranks: Sequence[int], axis: str, group: int, cut: Cut | None = None) -> Communicator:
         """A communicator over some of the cluster's ranks, this one among them.
 
         Every one of them must make it.
@@ -830,6 +834,7 @@ class Communicator:
             ranks: the cluster's ranks, in the order that numbers them within the new group.
             axis: the name under which its messages stand on the graph.
             group: its number, the same on all its ranks and used by no other group that one of them is in.
+            cut: how a mesh is cut into the groups of this kind; None: these are no part of a mesh.
 
         Returns:
             The communicator.
@@ -845,7 +850,7 @@ class Communicator:
             [(0, 2), None, (1, 2)]
         """
         shared = (self.wire, self.progress, self.recorder, self.ledger)
-        return Communicator(*shared, ranks, axis, group, self.meshes)
+        return Communicator(*shared, ranks, axis, group, self.meshes, cut)
 
     def _collective(
         self, operation: str, algorithm: str, x: torch.Tensor, async_op: bool, labels: dict, **options

@@ -8,11 +8,13 @@ that plane (`inside`), and the ranks that hold the same experts are `across` fro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from math import prod
 
 from glasscluster.base.errors import InputError
 from glasscluster.sim.ranks.communicator import Communicator
+from glasscluster.sim.recording.cuts import ACROSS, INSIDE, Cut
 
 ORDER = ("pp", "dp", "cp", "tp")  # slowest first
 GROUP_IDS = {
@@ -76,7 +78,7 @@ class Mesh:
         if axis not in self.sizes:
             raise InputError("mesh axis", axis, "unknown axis", ORDER)
         if axis not in self._comms:
-            self._comms[axis] = self.world.subgroup(self.ranks_along(axis), axis, GROUP_IDS[axis])
+            self._comms[axis] = self._group(self.ranks_along(axis), axis, axis, self._cut(axis))
         return self._comms[axis]
 
     def index(self, axis: str) -> int:
@@ -113,7 +115,7 @@ class Mesh:
             The communicator.
         """
         ranks = [rank_of({**self.coordinates, axis: i}, self.sizes) for i in indices]
-        return self.world.subgroup(ranks, axis, GROUP_IDS[name])
+        return self._group(ranks, axis, name, replace(self._cut(axis), only=tuple(indices)))
 
     def plane(self, axes: Sequence[str], name: str) -> Communicator:
         """A communicator over the ranks that differ from this one only along some axes, in rank order.
@@ -133,7 +135,7 @@ class Mesh:
             rank_of({**self.coordinates, **dict(zip(long, place, strict=True))}, self.sizes)
             for place in places
         ]
-        return self.world.subgroup(ranks, name, GROUP_IDS[name])
+        return self._group(ranks, name, name, self._cut(*long))
 
     def inside(self, comm: Communicator, size: int, name: str, axis: str | None = None) -> Communicator:
         """Cut a group into groups of neighbours, and take the one that this rank is in.
@@ -148,7 +150,8 @@ class Mesh:
             The communicator, of `size` ranks.
         """
         start = comm.rank // size * size
-        return self.world.subgroup(comm.ranks[start : start + size], axis or comm.axis, GROUP_IDS[name])
+        cut = comm.cut and comm.cut.further(INSIDE, size)
+        return self._group(comm.ranks[start : start + size], axis or comm.axis, name, cut)
 
     def across(self, comm: Communicator, size: int, name: str, axis: str | None = None) -> Communicator:
         """Cut a group into groups of neighbours, and take the ranks that have this rank's place in their
@@ -163,7 +166,14 @@ class Mesh:
         Returns:
             The communicator, of comm.size / size ranks.
         """
-        return self.world.subgroup(comm.ranks[comm.rank % size :: size], axis or comm.axis, GROUP_IDS[name])
+        cut = comm.cut and comm.cut.further(ACROSS, size)
+        return self._group(comm.ranks[comm.rank % size :: size], axis or comm.axis, name, cut)
+
+    def _cut(self, *axes: str) -> Cut:
+        return Cut(tuple(self.sizes.items()), axes)
+
+    def _group(self, ranks: Sequence[int], axis: str, name: str, cut: Cut | None) -> Communicator:
+        return self.world.subgroup(ranks, axis, GROUP_IDS[name], cut)
 
 
 def coordinates(rank: int, sizes: Mapping[str, int]) -> dict[str, int]:

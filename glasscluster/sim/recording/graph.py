@@ -40,6 +40,7 @@ from glasscluster.sim.recording.fold import Fold
 from glasscluster.sim.recording.fold import from_file as fold_from_file
 from glasscluster.sim.recording.memory_log import as_columns, from_columns
 from glasscluster.sim.recording.order import csr, longest_chain, topological_order
+from glasscluster.sim.recording.roles import Roles
 from glasscluster.sim.recording.sound import Unsound, check
 
 FORMAT = 4
@@ -71,6 +72,7 @@ class ExecutionGraph:
         info: what the run wants remembered: backend, precision, FLOPs of the model, ...
         memory: for each rank, what lived when: see sim/time/memory_history.py.
         fold: of a folded graph, whose ranks are roles, whom they stand for (folded.py); otherwise None.
+        roles: the same of a graph that is folded by roles (roles.py); otherwise None.
 
     Args:
         columns: the columns by name.
@@ -129,6 +131,7 @@ class ExecutionGraph:
             "memory"
         ]  # rank -> what the ledger wrote down: see sim/time/memory_history.py
         self.fold: Fold | None = None
+        self.roles: Roles | None = None
 
     def __len__(self) -> int:
         return len(self.rank)
@@ -277,6 +280,16 @@ class ExecutionGraph:
         return digest.hexdigest()
 
     # ---- questions -----------------------------------------------------------------------------------------
+    @property
+    def gpus(self) -> int:
+        """How many ranks the cluster has; `ranks` of a graph that is folded by roles are its roles."""
+        return self.ranks if self.roles is None else self.roles.gpus
+
+    @property
+    def stand_for(self) -> np.ndarray:
+        """How many ranks of the cluster each of the graph's stands for, [ranks]."""
+        return np.ones(self.ranks, np.int64) if self.roles is None else self.roles.each
+
     @cached_property
     def group(self) -> np.ndarray:
         """Each event's communicator, by number; -1 for compute; [events]."""
@@ -451,7 +464,13 @@ class ExecutionGraph:
 
         Args:
             path: the file to write, or to replace.
+
+        Raises:
+            InputError: the graph is folded by roles, which no file holds.
         """
+        if self.roles is not None:
+            rule = f"holds {self.ranks:,} roles of {self.gpus:,} GPUs, which no file says: record every GPU"
+            raise InputError("graph", str(path), rule)
         memory, beside = as_columns(self.memory)
         meta = {
             "format": FORMAT,
@@ -551,20 +570,28 @@ def _native_joins(columns: dict[str, np.ndarray], meta: dict) -> tuple[np.ndarra
     ends = np.flatnonzero((columns["kind"] == COLLECTIVE) & np.isin(columns["op"], native))
     if not len(ends):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    begins, group_of = (
-        {},
-        (columns["lane"] - 1) // LANES_PER_GROUP,
-    )  # a launch and its end are on two lanes of one group
-    for row in np.flatnonzero(columns["kind"] == BEGIN).tolist():
-        begins[columns["rank"][row], group_of[row], columns["sequence"][row]] = row
+    group = (columns["lane"] - 1) // LANES_PER_GROUP  # a launch and its end are on two lanes of one group
+    begins = np.flatnonzero(columns["kind"] == BEGIN)
+    most = group.max() + 1, columns["sequence"].max() + 1
+
+    def key(rank: Any, rows: np.ndarray) -> np.ndarray:
+        return (rank * most[0] + group[rows]) * most[1] + columns["sequence"][rows]
+
+    known = key(columns["rank"][begins], begins)
+    order = np.argsort(known)
+    known, begins = known[order], begins[order]
     source, target = [], []
-    for row in ends.tolist():
-        group, sequence = group_of[row], columns["sequence"][row]
-        _, members = meta["groups"][int(columns["rank"][row])][int(group)]
-        for member in members:
-            source.append(begins[member, group, sequence])
-            target.append(row)
-    return np.array(source), np.array(target)
+    by_group = columns["rank"][ends] * most[0] + group[ends]
+    for one in np.unique(by_group).tolist():
+        rows = ends[by_group == one]
+        for member in set(meta["groups"][one // most[0]][one % most[0]][1]):
+            wanted = key(member, rows)
+            at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+            if (known[at] != wanted).any():
+                raise KeyError(f"rank {member} did not launch a collective of rank {one // most[0]}")
+            source.append(begins[at])
+            target.append(rows)
+    return np.concatenate(source), np.concatenate(target)
 
 
 def rendezvous_edges(graph: ExecutionGraph) -> tuple[np.ndarray, np.ndarray]:

@@ -66,7 +66,14 @@ def unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def pack_graph(graph: ExecutionGraph, rendezvous: bool = False) -> dict[str, Any]:
-    """Everything that an `ExecutionGraph` knows, for visualize/templates/packed.js and for `load_packed`."""
+    """Everything that an `ExecutionGraph` knows, for visualize/templates/packed.js and for `load_packed`.
+
+    Raises:
+        InputError: the graph is folded by roles, which no page shows.
+    """
+    if graph.roles is not None:
+        rule = f"holds {graph.ranks:,} roles of {graph.gpus:,} GPUs, which no page shows: record every GPU"
+        raise InputError("graph", "a page", rule)
     order, place = graph.canonical, graph.place
     columns = {c: getattr(graph, c)[order] for c in COLUMNS}
     edges = (

@@ -21,6 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glasscluster.base.errors import InputError
+from glasscluster.sim.recording.cuts import Cut
 from glasscluster.sim.recording.events import COMPUTE, FIELDS, PHASES, RECOMPUTE
 from glasscluster.sim.recording.memory import Ledger
 from glasscluster.sim.recording.operator_rules import decomposed, rule_of
@@ -66,6 +67,7 @@ class Recorder:
         self.names: dict[str, int] = {}
         self.unknown_flops: set[str] = set()  # operators whose FLOPs nobody knows, recorded as 0
         self.groups: dict[int, tuple[str, tuple[int, ...]]] = {}  # group -> (axis, the cluster's ranks)
+        self.cuts: dict[int, Cut | None] = {}  # group -> how the mesh is cut into groups of its kind
         self._layer_spans: list[
             tuple[int, int]
         ] = []  # (first autograd sequence number, layer), forward order
@@ -224,6 +226,7 @@ class Recorder:
             "deps": flat,
             "names": list(self.names),
             "groups": dict(self.groups),
+            "cuts": dict(self.cuts),
             "unknown_flops": sorted(self.unknown_flops),
             "memory": self._memory(table),
         }

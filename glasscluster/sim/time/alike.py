@@ -9,6 +9,7 @@ import numpy as np
 from glasscluster.base.errors import InputError
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.time.equitable import refined
 from glasscluster.sim.time.hardware import Hardware
 
 
@@ -43,6 +44,32 @@ def check_folded(graph: ExecutionGraph, hw: Hardware, contention: bool, slow: bo
             rule = f"joins ranks {src[0]} and {dst[0]} by another wire than {src[at]} and {dst[at]}"
             rule += f", and {stands} takes them for alike: record the collective on it"
             raise InputError("hardware", hw.name, rule)
+
+
+def check_roles(graph: ExecutionGraph, hw: Hardware, contention: bool, slow: dict[int, float]) -> None:
+    """Refuse what would make ranks of one role of a graph that is folded by roles differ.
+
+    Args:
+        graph: a graph that is folded by roles.
+        hw: what it shall be replayed on.
+        contention: whether messages share links.
+        slow: from a rank to the factor by which its compute takes longer.
+
+    Raises:
+        InputError: for contention, and where on this hardware, with these slow ranks, ranks of a role differ.
+    """
+    roles = graph.roles
+    assert roles is not None
+    stands = f"a folded graph ({roles.roles:,} roles of {roles.gpus:,} ranks)"
+    if contention:
+        raise InputError("contention", True, f"{stands} does not say which messages meet on a link", [False])
+    if hw.topology is not None and len(hw.topology.place) < roles.gpus:
+        rule = f"has {len(hw.topology.place)} GPUs, the run {roles.gpus} ranks"
+        raise InputError("topology", hw.topology.name, rule)
+    finer = refined(roles.role, roles.partners, roles.partitions, hw, slow)
+    if finer.max() + 1 > roles.roles:
+        rule = f"has other wires or slow ranks than {stands} was made for, on which these are not alike"
+        raise InputError("hardware", hw.name, rule)
 
 
 def _images(graph: ExecutionGraph) -> Iterator[tuple[np.ndarray, np.ndarray]]:

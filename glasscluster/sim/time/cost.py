@@ -73,14 +73,15 @@ def costs(
     duration[compute] = hw.gpu.launch_s + np.maximum(
         graph.flops[compute] / peaks, graph.bytes[compute] / hw.gpu.memory_bandwidth
     )
+    stands = graph.roles or graph.fold
+    own, there = (graph.rank, graph.peer) if stands is None else (stands.rank, stands.peer)
     for rank, factor in (slow_ranks or {}).items():
-        if not 0 <= rank < graph.ranks:
-            raise InputError("slow-rank", rank, f"the run has ranks 0..{graph.ranks - 1}", range(graph.ranks))
-        duration[compute & (graph.rank == rank)] *= factor
+        if not 0 <= rank < graph.gpus:
+            raise InputError("slow-rank", rank, f"the run has ranks 0..{graph.gpus - 1}", range(graph.gpus))
+        duration[compute & (own == rank)] *= factor
     sends, receives = (
         np.flatnonzero(graph.kind == kind) if messages else np.empty(0, np.int64) for kind in (SEND, RECV)
     )
-    own, there = (graph.rank, graph.peer) if graph.fold is None else (graph.fold.rank, graph.fold.peer)
     for rows, src, dst in ((sends, own, there), (receives, there, own)):
         for link, chosen in _by_wire(hw, src[rows], dst[rows]):
             here = rows[chosen]
@@ -97,8 +98,11 @@ def costs(
             updates = on_host & (graph.op == number)
             duration[updates] = graph.bytes[updates] / hw.host.memory_bandwidth
         if name.endswith("/native"):
-            for row in np.flatnonzero((graph.kind == COLLECTIVE) & (graph.op == number)):
-                duration[row] = sum(native_cost(graph, int(row), hw))
+            rows = np.flatnonzero((graph.kind == COLLECTIVE) & (graph.op == number))
+            what = np.stack([graph.rank[rows], graph.group[rows], graph.bytes[rows]], axis=1)
+            _, first, alike = np.unique(what, axis=0, return_index=True, return_inverse=True)
+            seconds = [sum(native_cost(graph, row, hw)) for row in rows[first].tolist()]
+            duration[rows] = np.array(seconds)[alike.reshape(-1)] if len(rows) else ()
     speedup = np.ones(len(graph) if faster else 0)
     for kind, factor in (faster or {}).items():
         chosen = of_kind(graph, kind)
@@ -161,10 +165,9 @@ def native_cost(graph: ExecutionGraph, row: int, hw: Hardware) -> tuple[float, f
     scaled as `Hardware.scaled` scaled them. On other hardware it is a ring in rank order, each step as long
     as its slowest wire takes.
     """
-    operation, _, members = (
-        graph.names[graph.op[row]].removesuffix("/native"),
-        *graph.groups[int(graph.rank[row])][int(graph.group[row])],
-    )
+    operation = graph.names[graph.op[row]].removesuffix("/native")
+    rank, group = int(graph.rank[row]), int(graph.group[row])
+    members = graph.groups[rank][group][1] if graph.roles is None else graph.roles.members(rank, group)
     n, nbytes = len(members), int(graph.bytes[row])
     if hw.gpu.sm and hw.topology is None:
         nodes = len({m // hw.node_size for m in members})

@@ -12,7 +12,7 @@ from numba import njit
 
 from glasscluster.sim.recording.graph import ExecutionGraph, rendezvous_edges
 from glasscluster.sim.recording.order import csr, topological_order
-from glasscluster.sim.time.alike import check_folded
+from glasscluster.sim.time.alike import check_folded, check_roles
 from glasscluster.sim.time.contention import replay_shared
 from glasscluster.sim.time.cost import costs
 from glasscluster.sim.time.hardware import Hardware, hardware
@@ -67,6 +67,8 @@ def replay(
     precision = precision or graph.info.get("precision", "fp32")
     if graph.fold is not None:
         check_folded(graph, hw, contention, bool(slow_ranks))
+    if graph.roles is not None:
+        check_roles(graph, hw, contention, slow_ranks or {})
     cost = costs(graph, hw, precision, slow_ranks, faster, messages=not contention)
     dependencies = rendezvous_dependencies(graph) if rendezvous else (graph.dep_ptr, graph.dep_idx, None)
     shared = None

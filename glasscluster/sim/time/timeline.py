@@ -297,6 +297,10 @@ class Timeline:
         np.add.at(spent, self.graph.rank[rows], (self.end - self.start)[rows])
         return spent
 
+    def _of_every_gpu(self, of_rank: np.ndarray) -> np.ndarray:
+        """What holds for every GPU of the cluster, from what holds for each of the graph's ranks."""
+        return of_rank if self.graph.roles is None else of_rank[self.graph.roles.role]
+
     def phase_seconds(self, rank: int) -> dict[tuple[str, int], float]:
         """A rank's busy seconds by phase and micro-batch.
 
@@ -336,8 +340,8 @@ class Timeline:
             0.25
         """
         first, last = self.window
-        total = self.graph.ranks * (last - first)
-        return (total - float(self.useful().sum())) / total if total else 0.0
+        total = self.graph.gpus * (last - first)
+        return (total - float(self._of_every_gpu(self.useful()).sum())) / total if total else 0.0
 
     def bubble(self) -> dict[str, Any]:
         """The bubble as papers on pipelines count it, by three definitions (base/breakdown.py has them in
@@ -369,10 +373,11 @@ class Timeline:
             spans.append(float(self.end[own].max() - self.start[own].min()) if own.any() else 0.0)
         largest = int(np.argmax(spans)) if spans else 0
         within = 1 - float(useful[largest]) / spans[largest] if spans and spans[largest] else 0.0
-        idle_s = float(self.graph.ranks * span - useful.sum())
+        busy = self._of_every_gpu(useful).sum()
+        idle_s = float(self.graph.gpus * span - busy)
         return {
             "bubble_fraction": self.idle_fraction(),
-            "bubble_over_ideal": idle_s / float(useful.sum()) if useful.sum() else 0.0,
+            "bubble_over_ideal": idle_s / float(busy) if busy else 0.0,
             "stage_span_bubble_fraction": within,
         }
 
@@ -483,7 +488,7 @@ class Timeline:
         """
         if not self.makespan:
             return 0.0
-        return model_flops / (self.makespan * self.graph.ranks * self.hardware.gpu.peak(self.precision))
+        return model_flops / (self.makespan * self.graph.gpus * self.hardware.gpu.peak(self.precision))
 
     def hfu(self) -> float:
         """Hardware FLOPs utilisation: as `mfu`, of all FLOPs that ran.
@@ -502,7 +507,10 @@ class Timeline:
             >>> timeline.hfu() == timeline.mfu(2 * 2 * 1000**3)
             True
         """
-        return self.mfu(float(self.graph.flops.sum()))
+        flops = np.zeros(self.graph.ranks, np.int64)
+        np.add.at(flops, self.graph.rank, self.graph.flops)
+        each = zip(flops.tolist(), self.graph.stand_for.tolist(), strict=True)
+        return self.mfu(float(sum(n * many for n, many in each)))  # of many GPUs they are beyond 64 bits
 
     def summary(self, model_flops: float = 0.0, causal_flops: float | None = None) -> dict[str, Any]:
         """The timeline's keys of `glass train` and `glass replay`.

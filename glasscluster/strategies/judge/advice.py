@@ -36,13 +36,15 @@ from glasscluster.sim.recording.order import Cycle
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.sim.time.replay import replay
+from glasscluster.strategies.folding import record
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.trainer import train_rank
 
 MOST = 240  # plans tried
 SECONDS = 30.0  # after which no further plan is tried
-VERIFIED = 16  # plans recorded on every rank
+VERIFIED = 16  # plans recorded on every rank, or on one of each role
+MOST_STANDING_IN = 256  # ranks for which recordings stand in: each is made anew, with a list of all of them
 SMALLEST_BUCKET = 1 << 16
 LAST_RESORTS = {"recompute", "recompute_nth", "offload"}
 Change = dict[str, Any]
@@ -276,9 +278,9 @@ def _job(plan: Plan, model: ModelConfig, steps: int) -> Job:
 def _at_least(plan: Plan, model: ModelConfig, hardware: Hardware, recorded: list[dict[str, Any]]) -> float:
     """A step takes at least as long: each rank of a stage does what the recorded one did.
 
-    With cp or ep it may not.
+    With cp or ep it may not. Of many GPUs the bound takes longer than the plan itself, folded.
     """
-    if plan.cp > 1 or plan.ep > 1:
+    if plan.cp > 1 or plan.ep > 1 or plan.gpus > MOST_STANDING_IN:
         return 0.0
     each = plan.dp * plan.tp
     every = [standing_in(recorded[rank // each], rank, plan.mesh, plan.shards) for rank in range(plan.gpus)]
@@ -292,12 +294,11 @@ def _at_least(plan: Plan, model: ModelConfig, hardware: Hardware, recorded: list
 def on_every_rank(
     plan: Plan, model: ModelConfig, hardware: Hardware, capacity: float | None, steps: int = 2
 ) -> tuple[int, float]:
-    """Bytes of the fullest rank and seconds of a step, every rank recorded; OutOfMemory when one does not
-    fit.
+    """Bytes of the fullest rank and seconds of a step, every rank recorded or one of each role; OutOfMemory
+    when one does not fit.
     """
-    job = _job(plan, model, steps)
-    run = Cluster(hardware, plan.gpus, "dry", memory_bytes=capacity).run(train_rank, job, info=job_info(job))
-    return max(total for total, _ in run.peak_memory()), run.timeline.makespan
+    recorded = record(Cluster(hardware, plan.gpus, "dry", memory_bytes=capacity), _job(plan, model, steps))
+    return max(total for total, _ in recorded.peak_memory()), replay(recorded.graph, hardware).makespan
 
 
 def surely_fits(plan: Plan, model: ModelConfig, capacity: float) -> bool:
