@@ -247,7 +247,7 @@ def test_a_trained_plan_has_the_pictures_that_tell_of_it(plan, more, expected):
     for name, make in made.items():
         assert len(make("en").data) == len(make("zh").data) > 0
         if name == "experts":
-            rows = sum(v or 0 for trace in make("en").data for v in trace.y)
+            rows = sum(v or 0 for trace in make("en").data for v in trace["y"])
             assert rows == 2 * layout.global_batch * model.seq * model.layers
 
 
