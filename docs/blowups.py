@@ -27,6 +27,7 @@ from glasscluster.scenarios.emergency_room.held_out import HELD_OUT
 from glasscluster.scenarios.find_scenario import find
 from glasscluster.scenarios.lab import Lab
 from glasscluster.visualize.figures.blowups import clinic_figure
+from glasscluster.visualize.figures.picture import plotly_figure
 
 HERE = Path(__file__).resolve().parent
 
@@ -192,7 +193,9 @@ def draw(treated: list[Treated]) -> None:
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
         page = browser.new_page(viewport={"width": 1200, "height": 880})
-        page.set_content(clinic_figure(curves, "en").to_html(include_plotlyjs=True), timeout=200_000)
+        page.set_content(
+            plotly_figure(clinic_figure(curves, "en")).to_html(include_plotlyjs=True), timeout=200_000
+        )
         page.wait_for_timeout(2500)
         page.screenshot(path=str(HERE / "blowups.png"))
         browser.close()

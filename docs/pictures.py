@@ -52,10 +52,12 @@ def shoot(
 def draw_attention(browser: Any) -> None:
     """Attention's counted bytes and memory against length, a figure without a report."""
     from benchmarks.attention_costs import measure, picture
+    from glasscluster.visualize.figures.picture import plotly_figure
 
     page = browser.new_page(viewport={"width": 900, "height": 460})
     page.set_content(
-        picture(measure()).to_html(include_plotlyjs=True, default_height="440px"), timeout=200_000
+        plotly_figure(picture(measure())).to_html(include_plotlyjs=True, default_height="440px"),
+        timeout=200_000,
     )
     page.wait_for_timeout(2500)
     page.screenshot(path=str(HERE / "attention.png"))

@@ -29,6 +29,7 @@ from glasscluster.strategies.layout.whole import assemble
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.serving.evaluation import EvaluationJob, evaluate_rank
 from glasscluster.strategies.trainer import train_rank
+from glasscluster.visualize.figures.picture import plotly_figure
 from glasscluster.visualize.figures.plots import lines
 
 HERE = Path(__file__).resolve().parent
@@ -106,7 +107,7 @@ def picture(losses: list[float]) -> None:
     figure.update_layout(showlegend=False, title={"text": answer, "x": 0.02, "y": 0.97}, margin_t=48)
     with tempfile.TemporaryDirectory() as home, sync_playwright() as play:
         page_file = Path(home) / "page.html"
-        figure.write_html(page_file, include_plotlyjs=True)
+        plotly_figure(figure).write_html(page_file, include_plotlyjs=True)
         browser = play.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )

@@ -44,6 +44,7 @@ def __getattr__(name: str) -> Any:
 declare(
     {
         "timeline": "glasscluster.visualize.figures.timeline:timeline_figure",
+        "figure": "glasscluster.visualize.figures.picture:plotly_figure",
         "still": "glasscluster.visualize.figures.still:timeline_still",
         "show": "glasscluster.visualize.page.show:show",
         "report": "glasscluster.visualize.page.one_run:write_run_report",

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray starts its workers with the least priority: beside another worker's tests they would wait for seconds
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+import drawn
 import pytest
 import torch
 from torchrun_pool import Pool
@@ -18,6 +19,7 @@ from torchrun_pool import Pool
 from glasscluster.sim.ranks.backends import threads
 
 torch.set_num_threads(1)
+drawn.watch()
 if not torch.cuda.is_available():  # read when triton is first imported, which any test may be the first to do
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -58,6 +60,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     # what is imported stays: the collector, which went through it again and again, took a tenth of the suite
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _pictures_are_plotly_s():
+    """What a test drew, and its fixtures before it, plotly must accept."""
+    yield
+    drawn.judge()
 
 
 @pytest.fixture(scope="session")

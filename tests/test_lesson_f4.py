@@ -21,6 +21,7 @@ from glasscluster.strategies.preference.held import Held
 from glasscluster.strategies.preference.job import Tuning
 from glasscluster.strategies.preference.ranks import tune_rank
 from glasscluster.strategies.preference.rewards import Blank
+from glasscluster.visualize.figures.picture import plotly_figure
 from glasscluster.visualize.figures.roles import blocks, roles_figure
 
 
@@ -73,7 +74,7 @@ def test_the_figure_of_roles_shows_the_replay():
     assert all(a[3] <= b[2] for a, b in pairwise(written)), "a token comes after the one before"
     assert [what for what, *_ in blocks(line, job.where["critic"], 4)] == ["judges", "trains"]
     assert [what for what, *_ in blocks(line, job.where["reference"], 4)] == ["judges"]
-    figure = roles_figure(line, job.where, 4, {"writes": "w", "judges": "j", "trains": "t"})
+    figure = plotly_figure(roles_figure(line, job.where, 4, {"writes": "w", "judges": "j", "trains": "t"}))
     assert [t.name for t in figure.data] == ["w", "j", "t"]
     assert [len(t.x) for t in figure.data] == [4, 4, 2]
     ends = [b + x for t in figure.data for b, x in zip(t.base, t.x, strict=True)]

@@ -21,6 +21,7 @@ from glasscluster.sim.run import Cluster
 from glasscluster.strategies.pipeline import options
 from glasscluster.strategies.pipeline.schedules import base, make_schedule, one_f_one_b
 from glasscluster.strategies.pipeline.weight_gradients import WeightGradients
+from glasscluster.visualize.figures.picture import plotly_figure
 from glasscluster.visualize.figures.pipelines import (
     ScheduleRun,
     bars_of,
@@ -227,10 +228,10 @@ def test_a_recording_of_another_schedule_is_refused():
 def test_the_figures_have_a_bar_an_action_and_a_line_a_rank_in_both_languages():
     runs = [ScheduleRun(n, drawn(n, 2, 4, v)[1]) for n, v in (("1f1b", 1), ("zb-v", 2))]
     for lang, word in (("en", "Weight gradient, chunk 1"), ("zh", "权重梯度")):
-        figure = comparison_figure(runs, lang)
+        figure = plotly_figure(comparison_figure(runs, lang))
         assert sum(len(t.x) for t in figure.data) == 2 * 4 * 2 + 2 * 4 * 2 * 3
         assert any(word in t.name for t in figure.data)
-        stairs = staircase_figure(runs, lang)
+        stairs = plotly_figure(staircase_figure(runs, lang))
         assert len(stairs.data) == 4
         assert max(max(t.y) for t in stairs.data) == 4
     assert chunk_look("forward", 0).fill == "#0072b2"

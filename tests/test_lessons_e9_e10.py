@@ -29,6 +29,7 @@ from glasscluster.visualize.figures.causal import Shared, causal_figure, colours
 from glasscluster.visualize.figures.experts import Load, expert_load_figure
 from glasscluster.visualize.figures.network import MOST_RANKS, matrices_figure, matrix
 from glasscluster.visualize.figures.palette import luminance
+from glasscluster.visualize.figures.picture import plotly_figure
 
 QUICK: dict[str, dict[str, Any]] = {"E9": {"s": 256}, "E10": {"steps": 1, "sequences": 1}}
 WAYS = ("ring", "striped", "zigzag", "ulysses", "hybrid", "ring, MHA", "ulysses, MHA")
@@ -183,7 +184,7 @@ def test_flops_and_parameters_are_counted(monkeypatch):
 def test_the_mask_has_a_cell_for_every_visible_pair_in_its_owner_s_colour(kind):
     n, tokens, pairs = 4, 16, pieces.work(kind, 4, 64)
     queries = [next(r for r in range(n) if t in pieces.tokens_of(kind, r, n, tokens)) for t in range(tokens)]
-    mask, work = causal_figure([Shared(kind, queries, pairs)]).data
+    mask, work = plotly_figure(causal_figure([Shared(kind, queries, pairs)])).data
     assert len(mask.x) == tokens * (tokens + 1) // 2
     by_rank = [sum(c == colour for c in mask.marker.color) for colour in colours(n)]
     assert by_rank == [sum(t + 1 for t in pieces.tokens_of(kind, r, n, tokens)) for r in range(n)]
@@ -198,7 +199,7 @@ def test_the_colours_of_ranks_go_from_light_to_dark():
 
 
 def test_expert_bars_add_up_to_what_was_wanted_and_say_where_places_end():
-    figure = expert_load_figure([Load("a", [9, 1], [4, 1], 4), Load("b", [5, 5], [5, 5])])
+    figure = plotly_figure(expert_load_figure([Load("a", [9, 1], [4, 1], 4), Load("b", [5, 5], [5, 5])]))
     kept, lost, *other = figure.data
     assert [(k or 0) + (d or 0) for k, d in zip(kept.y, lost.y, strict=True)] == [9, 1]
     assert [trace.xaxis for trace in other] == ["x2", "x2"]
@@ -246,7 +247,7 @@ def test_a_trained_plan_has_the_pictures_that_tell_of_it(plan, more, expected):
     for name, make in made.items():
         assert len(make("en").data) == len(make("zh").data) > 0
         if name == "experts":
-            rows = sum(v or 0 for trace in make("en").data for v in trace.y)
+            rows = sum(v or 0 for trace in make("en").data for v in trace["y"])
             assert rows == 2 * layout.global_batch * model.seq * model.layers
 
 

@@ -14,6 +14,7 @@ from glasscluster.model.text.tasks import Choice, Text
 from glasscluster.model.text.tokenizer import Tokenizer
 from glasscluster.strategies.serving.evaluation import row_of
 from glasscluster.visualize.figures.merge_tree import merge_tree, merge_tree_figure
+from glasscluster.visualize.figures.picture import plotly_figure
 
 
 def glass(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict]:
@@ -191,7 +192,7 @@ def test_a_merge_tree_ends_in_the_tokens_of_the_encoding_and_ranks_grow_upwards(
             if node.children:
                 a, b = (tokenizer.numbers[piece[c.start : c.stop]] for c in node.children)
                 assert tokenizer.merges[node.rank] == (a, b)
-    figure = merge_tree_figure(tokenizer, [" that", "数据"], "zh")
+    figure = plotly_figure(merge_tree_figure(tokenizer, [" that", "数据"], "zh"))
     assert [t.name for t in figure.data[1:]] == [
         "字节",
         "token 内部的合并及其名次",

@@ -14,6 +14,7 @@ from glasscluster.scenarios.lesson import LESSONS, find_lesson, taught_lesson
 from glasscluster.scenarios.requests.scenarios import GalleryRequest
 from glasscluster.sim.recording.events import FORWARD
 from glasscluster.visualize.figures.thumbnail import figure_svg, timeline_svg
+from glasscluster.visualize.page.chapters import plain
 from glasscluster.visualize.page.gallery import GalleryCard, write_gallery
 
 
@@ -76,4 +77,4 @@ def _thumbnail(lab: Lab, title: str) -> str:
         return timeline_svg(
             max(trained or [e.run.timeline for e in lab.entries], key=lambda t: len(t.graph)), title
         )
-    return figure_svg(lab.figures[0][1]("en"), title)
+    return figure_svg(plain(lab.figures[0][1]("en")), title)

@@ -433,7 +433,8 @@ class Lab:
 
         Args:
             title: a text in both languages, or its key in the section `text` of the text file.
-            make: `make(lang)` returns a plotly figure.
+            make: `make(lang)` returns a figure: one of `visualize.figures`, or a
+                plotly.graph_objects.Figure.
             **blanks: values for the blanks of the text, by name.
         """
         self.figures.append((self._said("text", title, blanks), make))

@@ -1,1 +1,1 @@
-"""Timeline and graph in, plotly figure and report out. Knows no strategy."""
+"""Timeline and graph in, figure and report out. Knows no strategy."""

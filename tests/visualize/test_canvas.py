@@ -11,6 +11,7 @@ from programs import pipeline_of_spans
 
 from glasscluster.sim.run import Cluster
 from glasscluster.visualize.figures.palette import IDLE_KINDS
+from glasscluster.visualize.figures.picture import plotly_figure
 from glasscluster.visualize.figures.timeline import bar_count, timeline_figure
 from glasscluster.visualize.page.one_run import write_run_report
 
@@ -118,7 +119,7 @@ def test_the_canvas_and_the_bars_of_plotly_are_the_same_rectangles(visit, tmp_pa
     until(page, "window.glassReady")
     hide(page, *IDLE_KINDS, "critical")
     drawn = page.evaluate(BUSY, 4)
-    figure = timeline_figure(run.timeline)
+    figure = plotly_figure(timeline_figure(run.timeline))
     span = figure.layout.xaxis.range[1]
     for rank in range(4):
         bars = sum(

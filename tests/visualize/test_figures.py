@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import plotly.io
 import pytest
 from helpers import run_plan
 
@@ -25,11 +27,13 @@ from glasscluster.visualize.figures import ledger, network, stepper, thumbnail
 from glasscluster.visualize.figures.breakdown import critical_figure, idle_figure, split_figure
 from glasscluster.visualize.figures.compare import comparison_figure, contender
 from glasscluster.visualize.figures.equivalence import NOTHING, equivalence_figure
+from glasscluster.visualize.figures.layout import TEMPLATE
 from glasscluster.visualize.figures.memory import StateBook, memory_bars, memory_by_strategy, memory_over_time
+from glasscluster.visualize.figures.picture import plotly_figure
 from glasscluster.visualize.figures.side_by_side import side_by_side_figure
 from glasscluster.visualize.figures.timeline import time_unit, timeline_axes, timeline_figure
-from glasscluster.visualize.page.assemble import notebook_html
-from glasscluster.visualize.page.chapters import state_book
+from glasscluster.visualize.page.assemble import notebook_html, plotly_source
+from glasscluster.visualize.page.chapters import plain, state_book
 from glasscluster.visualize.page.report import Chapter
 
 MODEL = make_model("tiny", layers=4, hidden=32, seq=16)
@@ -66,7 +70,7 @@ def test_the_parts_of_every_rank_add_up_to_the_step_and_the_figure_shows_them(li
         assert {key: part[key] for key in whole} == whole
     factor, _ = time_unit(line.makespan)
     drawn = np.zeros(line.graph.ranks)
-    for trace in split_figure(line).data:
+    for trace in plotly_figure(split_figure(line)).data:
         drawn += np.array(trace.x, dtype=float)
     assert drawn == pytest.approx([line.makespan * factor] * line.graph.ranks, rel=1e-5)
 
@@ -95,7 +99,7 @@ def test_the_figure_of_idle_time_shows_every_gap_under_the_name_of_its_entry(lin
     for gap in line.all_gaps:
         gaps[capital(entry_of(gap.entry).name.en)] += gap.length
     factor, _ = time_unit(line.makespan)
-    drawn = {trace.name: sum(map(float, trace.x)) / factor for trace in idle_figure(line).data}
+    drawn = {trace.name: sum(map(float, trace.x)) / factor for trace in plotly_figure(idle_figure(line)).data}
     assert drawn == pytest.approx(gaps, rel=1e-5)
     assert ("Bubble" in drawn) == (name == "pipeline")
 
@@ -114,13 +118,13 @@ def test_the_critical_path_adds_up_to_the_makespan_and_gains_are_replays(lines, 
         == replay(line.graph, line.hardware, slow_ranks={0: 3.0}, faster={kind: 2.0}).makespan
         > faster[kind]
     )
-    texts = critical_figure(line).data[0].text
+    texts = critical_figure(line).data[0]["text"]
     assert sum(float(re.search(r"\((\d+)%\)", t)[1]) for t in texts) == pytest.approx(100, abs=len(texts))
 
 
 def test_timelines_side_by_side_share_an_axis_and_keep_every_bar(lines):
     chosen = [(n, lines[n]) for n in ("pipeline", "buckets")]
-    figure = side_by_side_figure(chosen)
+    figure = plotly_figure(side_by_side_figure(chosen))
     bars = sum(len(trace.x) for trace in figure.data)
     assert bars == sum(len(t.blocks()) + len(t.communications()) for _, t in chosen)
     factor, _ = time_unit(max(t.makespan for _, t in chosen))
@@ -229,7 +233,7 @@ def test_an_addition_that_was_dropped_is_seen(rings):
 
 
 def test_the_stepper_has_a_view_a_step_and_none_without_a_collective(rings, lines):
-    figure = stepper.stepper_figure(rings["all_reduce"])
+    figure = plotly_figure(stepper.stepper_figure(rings["all_reduce"]))
     assert len(figure.layout.sliders[0].steps) == 7
     assert figure.layout.sliders[0].steps[-1].args[0]["text"][0] == ["all"] * 16
     assert stepper.stepper_figure(Cluster("classroom", 1, "threads").run(ring, "all_reduce").graph) is None
@@ -237,7 +241,7 @@ def test_the_stepper_has_a_view_a_step_and_none_without_a_collective(rings, line
 
 def test_the_matrix_shows_every_byte_of_all_axes_and_of_each(lines):
     graph = lines["zero-3"].graph
-    figure = network.traffic_figure(graph)
+    figure = plotly_figure(network.traffic_figure(graph))
     labels = [b.label for b in figure.layout.updatemenus[0].buttons]
     assert labels == ["all axes", *dict.fromkeys(graph.axis[graph.kind == SEND].tolist())]
     for button, axis in zip(figure.layout.updatemenus[0].buttons, [None, *labels[1:]], strict=True):
@@ -255,7 +259,7 @@ def test_states_by_strategy_are_the_counted_bytes_with_the_formula_s_beside(trai
     assert sum(book.counted.values()) * 2 == sum(
         sum(v.values()) for v in (r.state_bytes for r in trained.run.results)
     )
-    figure = memory_by_strategy([replace(book, name="zero-1")])
+    figure = plotly_figure(memory_by_strategy([replace(book, name="zero-1")]))
     stacked = sum(float(trace.y[0]) for trace in figure.data[:3])
     assert stacked == pytest.approx(float(figure.data[-1].y[0]), rel=1e-5)
     rest = {"activations", "buffers"}
@@ -267,7 +271,7 @@ def test_states_by_strategy_are_the_counted_bytes_with_the_formula_s_beside(trai
 
 def test_equivalence_shows_each_step_s_worst_tensor_and_each_tensor_alone(trained):
     compared = trained.comparison
-    figure = equivalence_figure(compared)
+    figure = plotly_figure(equivalence_figure(compared))
     for trace, kind in ((figure.data[2], "grad"), (figure.data[3], "weight")):
         assert len(trace.y) == 3
         assert max(trace.y) == pytest.approx(max(compared[f"max_rel_{kind}_diff"], NOTHING), rel=1e-3)
@@ -281,14 +285,14 @@ def test_equivalence_shows_each_step_s_worst_tensor_and_each_tensor_alone(traine
             "grad": [dict.fromkeys(s, 0.001) for s in compared["by_step"]["grad"]],
         },
     }
-    assert min(equivalence_figure(planted).data[2].y) == 1e-3
+    assert min(equivalence_figure(planted).data[2]["y"]) == 1e-3
 
 
 def test_the_ledger_figure_paints_a_failing_row_red(trained):
-    assert "#a32a00" not in ledger.ledger_figure(trained.checks).data[1].marker.color
+    assert "#a32a00" not in ledger.ledger_figure(trained.checks).data[1]["marker"]["color"]
     right = next(r for r in trained.checks if r.verdict == "held" and r.match == "exact")
     bad = [replace(right, counted=right.predicted + 8)]
-    assert ledger.ledger_figure(bad).data[1].marker.color[0] == "#a32a00"
+    assert ledger.ledger_figure(bad).data[1]["marker"]["color"][0] == "#a32a00"
     assert ledger.ledger_figure([]) is None
 
 
@@ -347,3 +351,50 @@ def test_every_figure_draws_alone_in_a_notebook(every_figure, languages, visit, 
         page.frames[1].wait_for_selector(".main-svg")
         assert page.problems == [], name
         page.close()
+
+
+# ---- one template, of which every entry is needed ----------------------------------------------------------
+DRAWN = """async ([figures, template]) => {
+  const room = document.getElementById("room");
+  const said = (node) => node.nodeType !== 1 ? node.textContent || "" : node.tagName
+    + Array.from(node.attributes, (a) => a.name + a.value.split(/; */).sort()).sort()
+    + Array.from(node.childNodes, said).join("");
+  const drawn = [];
+  for (const { data, layout } of figures) {
+    data.forEach((trace, i) => { trace.uid = "t" + i; });
+    await moduleName.newPlot(room, data, { ...layout, width: 900, template });
+    const { _uid, hovermode, hoverlabel } = room._fullLayout;
+    const all = Array.from(room.querySelectorAll(".main-svg"), said).join("").replaceAll(_uid, "");
+    drawn.push(all + hovermode + hoverlabel.align);
+    moduleName.purge(room);
+  }
+  return drawn; }"""
+
+
+def without(entry):
+    """The template but for one entry, given by its path."""
+    less = json.loads(json.dumps(TEMPLATE))
+    inner = less
+    for key in entry[:-1]:
+        inner = inner[key]
+    del inner[entry[-1]]
+    return less
+
+
+@pytest.mark.browser
+def test_our_template_gives_every_figure_the_looks_of_plotly_s_own(every_figure, browser):
+    page = browser.new_page(viewport={"width": 1000, "height": 700})
+    page.set_content('<div id="room"></div>')
+    page.add_script_tag(content=plotly_source())
+    figures = [plain(make("en")) for make in every_figure.values()]
+    whole = page.evaluate(DRAWN, [figures, plotly.io.templates["plotly"].to_plotly_json()])
+    assert page.evaluate(DRAWN, [figures, TEMPLATE]) == whole
+    assert all("path" in svg for svg in whole)
+    for entry in (
+        ("data", "bar", 0, "marker", "pattern", "fillmode"),
+        ("layout", "hoverlabel", "align"),
+        ("layout", "xaxis", "gridcolor"),
+        ("layout", "xaxis", "title", "standoff"),
+    ):
+        assert page.evaluate(DRAWN, [figures, without(entry)]) != whole, entry
+    page.close()

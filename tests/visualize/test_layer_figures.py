@@ -14,6 +14,7 @@ from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import train_rank
 from glasscluster.visualize.figures.kept import by_layout
 from glasscluster.visualize.figures.matrices import matrices, matrices_figure, pieces, stage_of
+from glasscluster.visualize.figures.picture import plotly_figure
 from glasscluster.visualize.figures.strip import layer_strip, named, strip_bars
 
 MODELS = {
@@ -56,7 +57,7 @@ def test_pieces_cover_a_matrix_once_and_padding_is_nobody_s():
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_the_matrices_have_their_size_and_each_region_one_f_and_one_g(name, lang):
     model = make_model("tiny", **MODELS[name])
-    figure = matrices_figure({name: model}, 4, lang)
+    figure = plotly_figure(matrices_figure({name: model}, 4, lang))
     area = (
         sum(w * h for trace in figure.data for w, h in zip(trace.width, trace.y, strict=True))
         * model.hidden**2
@@ -81,7 +82,7 @@ def test_rows_before_columns_would_be_drawn_as_such(monkeypatch):
         block.weight("down_weight", block.config.hidden, f, std=1.0, shard=Shard(0))
 
     monkeypatch.setattr(mlp, "declare", swapped)
-    figure = matrices_figure({"": make_model("tiny")}, 4)
+    figure = plotly_figure(matrices_figure({"": make_model("tiny")}, 4))
     assert sorted(a.text[3] for a in figure.layout.annotations if a.text.startswith(("<b>f", "<b>g"))) == [
         "f",
         "f",
@@ -144,10 +145,10 @@ def test_a_product_is_named_by_its_flops_also_in_pieces():
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_strip_and_stacks_draw_what_they_were_given(lang):
     strips = [("tp", recorded()), ("sp", recorded(sequence_parallel=True))]
-    figure = layer_strip(strips, 1, {}, lang)
+    figure = plotly_figure(layer_strip(strips, 1, {}, lang))
     assert {row for trace in figure.data for row in map(round, trace.y)} == {0, 1}
     layouts = {"a": ({"outside": 3_000_000, "mlp": 1_000_000}, 4_000_000), "b": ({"scores": 500_000}, None)}
-    figure = by_layout(layouts, lang)
+    figure = plotly_figure(by_layout(layouts, lang))
     sums = [sum(trace.y[i] for trace in figure.data if trace.type == "bar") for i in range(2)]
     assert sums == [4.0, 0.5]
     assert list(figure.data[-1].x) == ["a"]

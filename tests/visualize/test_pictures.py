@@ -25,6 +25,7 @@ from glasscluster.visualize.figures import palette, timeline
 from glasscluster.visualize.figures.memory import memory_bars
 from glasscluster.visualize.figures.network import matrix
 from glasscluster.visualize.figures.palette import IDLE_KINDS
+from glasscluster.visualize.figures.picture import plotly_figure
 from glasscluster.visualize.page import assemble, one_run, report, trace
 from glasscluster.visualize.words import CATALOGUE
 
@@ -89,7 +90,7 @@ def test_no_two_kinds_share_both_colour_and_hatch():
 
 def test_the_bars_of_a_rank_add_up_to_its_busy_time_and_with_the_gaps_to_the_makespan(trained):
     line = trained.timeline
-    figure = timeline.timeline_figure(line)
+    figure = plotly_figure(timeline.timeline_figure(line))
     spans: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     factor, _ = timeline.time_unit(line.makespan)
     for bars in figure.data:
@@ -110,7 +111,7 @@ def test_the_bars_of_a_rank_add_up_to_its_busy_time_and_with_the_gaps_to_the_mak
 def test_too_many_bars_are_joined_and_the_figure_says_how_many(trained, monkeypatch):
     monkeypatch.setattr(timeline, "DRAWN_SINGLY", 10)
     monkeypatch.setattr(timeline, "PIXELS", 20)
-    figure = timeline.timeline_figure(trained.timeline)
+    figure = plotly_figure(timeline.timeline_figure(trained.timeline))
     note = figure.layout.annotations[0].text
     assert f"{len(trained.run.graph):,} events" in note
     joined = int(re.search(r"(\d+) shorter ones", note)[1])
@@ -120,7 +121,7 @@ def test_too_many_bars_are_joined_and_the_figure_says_how_many(trained, monkeypa
 
 def test_memory_bars_and_curve_reach_the_recorded_peak(trained):
     peaks = trained.run.peak_memory()
-    figure = memory_bars(peaks)
+    figure = plotly_figure(memory_bars(peaks))
     heights = np.sum([bars.y for bars in figure.data], axis=0)
     assert heights * 1e6 == pytest.approx(
         [total for total, _ in peaks], rel=1e-4

@@ -618,7 +618,7 @@ class Timeline:
             >>> timeline.figure(lang="zh").layout.xaxis.title.text
             '虚拟时间 (ms) · classroom'
         """
-        return renderer("timeline")(self, **options)
+        return renderer("figure")(renderer("timeline")(self, **options))
 
     def show(self, path: str | Path | None = None, **options: Any) -> None:
         """Show the figure that zooms: in a notebook's cell, or in a file whose path is printed and which a
@@ -637,7 +637,7 @@ class Timeline:
             ...     timeline.show(Path(folder) / "barrier.html")
             timeline: ...barrier.html
         """
-        renderer("show")(self.figure(**options), "timeline", path)
+        renderer("show")(renderer("timeline")(self, **options), "timeline", path)
 
     def _repr_html_(self) -> str:
         return renderer("still")(self)

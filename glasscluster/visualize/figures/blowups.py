@@ -5,14 +5,12 @@ cured), or each with its loss on held-out text.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import SERIES
+from glasscluster.visualize.figures.picture import Picture, panels, trace
 from glasscluster.visualize.words import word
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 COLUMNS = 3
 TICKS = (2, 2.5, 3, 4, 5, 7, 10, 20, 40)
@@ -21,15 +19,13 @@ LOOKS = {"healthy": (SERIES[0], "solid"), "broken": (SERIES[1], "dash"), "cured"
 NAMES = {"healthy": "patient_healthy", "broken": "patient_broken", "cured": "patient_cured"}
 
 
-def clinic_figure(curves: Mapping[tuple[str, str], Mapping[str, Sequence[float]]], lang: str) -> Figure:
+def clinic_figure(curves: Mapping[tuple[str, str], Mapping[str, Sequence[float]]], lang: str) -> Picture:
     """Draw a panel for each cause (its title in both languages) with a line for each state. Every panel has a
     logarithmic loss axis of its own.
     """
-    from plotly import graph_objects as go
-    from plotly.subplots import make_subplots
 
     lines = -(-len(curves) // COLUMNS)
-    figure: Figure = make_subplots(
+    figure = panels(
         rows=lines,
         cols=COLUMNS,
         subplot_titles=[t[lang == "zh"] for t in curves],
@@ -39,7 +35,8 @@ def clinic_figure(curves: Mapping[tuple[str, str], Mapping[str, Sequence[float]]
     for number, states in enumerate(curves.values()):
         for state, losses in states.items():
             colour, dash = LOOKS[state]
-            trace = go.Scatter(
+            line = trace(
+                "scatter",
                 name=word(NAMES[state], lang),
                 legendgroup=state,
                 showlegend=number == 0,
@@ -49,7 +46,7 @@ def clinic_figure(curves: Mapping[tuple[str, str], Mapping[str, Sequence[float]]
                 line={"color": colour, "dash": dash, "width": 2.5},
                 hovertemplate=f"{word(NAMES[state], lang)}<br>%{{x}}: %{{y:.3f}}<extra></extra>",
             )
-            figure.add_trace(trace, row=number // COLUMNS + 1, col=number % COLUMNS + 1)
+            figure.add_trace(line, row=number // COLUMNS + 1, col=number % COLUMNS + 1)
     figure.update_layout(**plain_layout(90 + 190 * lines, left=64, right=16, top=40, bottom=90, size=14))
     figure.update_yaxes(type="log", tickvals=TICKS, ticktext=[f"{t:g}" for t in TICKS], **QUIET_AXIS)
     figure.update_xaxes(**QUIET_AXIS)
@@ -67,7 +64,7 @@ def curves_figure(
     lang: str,
     names: tuple[str, str],
     sound: Points | None = None,
-) -> Figure:
+) -> Picture:
     """Draw a panel for each run by its title: training loss as a line, held-out loss as marks. All panels
     have the same axes; a loss above their top leaves the panel.
 
@@ -80,11 +77,9 @@ def curves_figure(
     Returns:
         The figure.
     """
-    from plotly import graph_objects as go
-    from plotly.subplots import make_subplots
 
     lines = -(-len(curves) // COLUMNS)
-    figure: Figure = make_subplots(
+    figure = panels(
         rows=lines,
         cols=COLUMNS,
         subplot_titles=list(curves),
@@ -100,7 +95,8 @@ def curves_figure(
     for number, points in enumerate(curves.values()):
         place = {"row": number // COLUMNS + 1, "col": number % COLUMNS + 1}
         if sound is not None:
-            behind = go.Scatter(
+            behind = trace(
+                "scatter",
                 x=list(sound[0]),
                 y=[float(f"{v:.5g}") for v in sound[1]],
                 mode="lines",
@@ -110,7 +106,8 @@ def curves_figure(
             )
             figure.add_trace(behind, **place)
         for name, (xs, ys), look in zip(names, points, looks, strict=True):
-            trace = go.Scatter(
+            drawn = trace(
+                "scatter",
                 name=name,
                 legendgroup=name,
                 showlegend=number == 0,
@@ -119,7 +116,7 @@ def curves_figure(
                 hovertemplate=f"{name}<br>%{{x}}: %{{y:.3f}}<extra></extra>",
                 **look,
             )
-            figure.add_trace(trace, **place)
+            figure.add_trace(drawn, **place)
     figure.update_layout(**plain_layout(90 + 200 * lines, left=64, right=16, top=40, bottom=90, size=15))
     figure.update_yaxes(range=[0, TOP], dtick=2, **QUIET_AXIS)
     figure.update_xaxes(**QUIET_AXIS)

@@ -10,23 +10,22 @@ from glasscluster.sim.recording.events import PHASES
 from glasscluster.sim.time.what_if import critical_seconds, makespans_if_faster
 from glasscluster.visualize.figures.layout import plain_layout
 from glasscluster.visualize.figures.palette import KINDS, SPLIT, Look, look_of
+from glasscluster.visualize.figures.picture import Picture, panels, trace
 from glasscluster.visualize.figures.timeline import time_unit
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.time.timeline import Timeline
 
 MOST_RANKS = 64  # at most so many ranks get a bar
 
 
-def split_figure(timeline: Timeline, lang: str = "en") -> Figure:
+def split_figure(timeline: Timeline, lang: str = "en") -> Picture:
     """Draw each rank's makespan as a stack of seconds that add up to it exactly (Timeline.split)."""
     return _per_rank(timeline, timeline.split()[:MOST_RANKS], lang)
 
 
-def idle_figure(timeline: Timeline, lang: str = "en") -> Figure:
+def idle_figure(timeline: Timeline, lang: str = "en") -> Picture:
     """Draw each rank's idle time by reason: the breakdown without what works, so that small waits are seen."""
     ranks = range(min(timeline.graph.ranks, MOST_RANKS))
     parts = [timeline.breakdown(rank) for rank in ranks]
@@ -60,12 +59,10 @@ def look(key: str) -> Look:
     return SPLIT[key] if key in SPLIT else look_of(entry_of(key))
 
 
-def critical_figure(timeline: Timeline, lang: str = "en", factor: float = 2.0) -> Figure:
+def critical_figure(timeline: Timeline, lang: str = "en", factor: float = 2.0) -> Picture:
     """Draw, on the left, what the critical path consists of, and on the right, how much time would be saved
     if one kind of work were `factor` times as fast.
     """
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
 
     scale, unit = time_unit(timeline.makespan)
     on_path = critical_seconds(timeline)
@@ -77,7 +74,7 @@ def critical_figure(timeline: Timeline, lang: str = "en", factor: float = 2.0) -
     ]
     names = [kind_name(k, lang) for k in kinds]
     titles = [word("on_path", lang), word("if_faster", lang, factor=f"{factor:g}")]
-    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=titles)
+    figure = panels(1, 2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=titles)
     spent = [on_path.get(k, 0.0) for k in kinds]
     saved = [timeline.makespan - faster[k] for k in kinds]
     for column, values, label in ((1, spent, word("on_path", lang)), (2, saved, word("saved", lang))):
@@ -86,7 +83,8 @@ def critical_figure(timeline: Timeline, lang: str = "en", factor: float = 2.0) -
             for v in values
         ]
         figure.add_trace(
-            go.Bar(
+            trace(
+                "bar",
                 name=label,
                 orientation="h",
                 y=names,
@@ -123,19 +121,19 @@ def _look(kind: str) -> Look:
     return KINDS[kind] if kind in KINDS else KINDS["other"] if kind == "latency" else KINDS["collective"]
 
 
-def _per_rank(timeline: Timeline, breakdowns: Sequence[Mapping[str, float]], lang: str) -> Figure:
-    import plotly.graph_objects as go
+def _per_rank(timeline: Timeline, breakdowns: Sequence[Mapping[str, float]], lang: str) -> Picture:
 
     factor, unit = time_unit(timeline.makespan)
     ranks = len(breakdowns)
     names = [f"{word('rank', lang)} {r}" for r in range(ranks)]
     meanings = {legend(key, lang): entry.meaning.in_(lang) for key, entry in ENTRIES.items()}
-    figure = go.Figure()
+    figure = Picture()
     for label, (look_, values) in series(breakdowns, lang).items():
         shares = [f"{v / timeline.makespan:.1%}" for v in values]
         means = f"<br>{meanings[label]}" if label in meanings else ""
         figure.add_trace(
-            go.Bar(
+            trace(
+                "bar",
                 name=label,
                 orientation="h",
                 y=names,

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glasscluster.visualize.figures.layout import CELL_AXIS, INK, QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import contrast
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.words import word
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 CELL, HEAD, GAP, BARS, FOOT = (
     19,
@@ -52,15 +50,14 @@ def _between(place: float) -> str:
     )
 
 
-def causal_figure(ways: Sequence[Shared], lang: str = "en", heading: str = "") -> Figure:
+def causal_figure(ways: Sequence[Shared], lang: str = "en", heading: str = "") -> Picture:
     """Draw the masks side by side (row: query, column: key) with the numbers of the owners, and below each
     mask the work of every rank divided by the mean over ranks.
 
     With fewer owners than ranks, neighbouring ranks work on the same queries, each on some of the heads.
     """
-    import plotly.graph_objects as go
 
-    figure, top = go.Figure(), HEAD if heading else HEAD - 34
+    figure, top = Picture(), HEAD if heading else HEAD - 34
     tall = CELL * max(len(w.queries) for w in ways)
     height = top + tall + GAP + BARS + FOOT
     most = max(max(w.pairs) / (sum(w.pairs) / len(w.pairs)) for w in ways)
@@ -71,8 +68,8 @@ def causal_figure(ways: Sequence[Shared], lang: str = "en", heading: str = "") -
         if len(ways) == 1:
             x[1] = 0.6
         fill = colours(max(way.queries) + 1)
-        figure.add_trace(_mask(go, way, fill, number, lang))
-        figure.add_trace(_work(go, way, fill, bar, lang))
+        figure.add_trace(_mask(way, fill, number, lang))
+        figure.add_trace(_work(way, fill, bar, lang))
         low = (BARS + FOOT) / height
         cells: dict[str, Any] = {"tickvals": [], **CELL_AXIS}
         figure.update_layout(
@@ -129,12 +126,13 @@ def causal_figure(ways: Sequence[Shared], lang: str = "en", heading: str = "") -
     return figure
 
 
-def _mask(go: Any, way: Shared, fill: list[str], number: str, lang: str) -> Any:
+def _mask(way: Shared, fill: list[str], number: str, lang: str) -> Any:
     """Draw a cell for each visible pair; the first cell of a row shows its owner's number."""
     cells = [(q, k) for q in range(len(way.queries)) for k in range(q + 1)]
     owner = [way.queries[q] for q, _ in cells]
     ink = [_ink(fill[o]) for o in owner]
-    return go.Bar(
+    return trace(
+        "bar",
         name=way.title,
         orientation="h",
         base=[k - 0.5 for _, k in cells],
@@ -157,11 +155,12 @@ def _mask(go: Any, way: Shared, fill: list[str], number: str, lang: str) -> Any:
     )
 
 
-def _work(go: Any, way: Shared, fill: list[str], number: str, lang: str) -> Any:
+def _work(way: Shared, fill: list[str], number: str, lang: str) -> Any:
     """Draw a bar for each rank: its number of pairs divided by the mean over ranks."""
     mean, each = sum(way.pairs) / len(way.pairs), len(way.pairs) // len(fill)
     shares = [p / mean for p in way.pairs]
-    return go.Bar(
+    return trace(
+        "bar",
         name=way.title,
         x=list(range(len(shares))),
         y=[float(f"{s:.6g}") for s in shares],

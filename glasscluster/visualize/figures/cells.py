@@ -6,13 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glasscluster.visualize.figures.layout import CELL_AXIS, GRID, INK, grid_cells, plain_layout
 from glasscluster.visualize.figures.palette import SERIES, contrast
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from glasscluster.visualize.figures.picture import Picture, trace
 
 Parts = Sequence[tuple[int, int]]  # the (rank, chunk) pairs that were added up in one place
 CELL, HEAD, FOOT = 38, 40, 62  # heights in pixels: a row of cells, the title above a table, the axis below it
@@ -31,11 +29,10 @@ class Table:
     y: str = ""
 
 
-def cells_figure(tables: Sequence[Table], across: int = 1) -> Figure:
+def cells_figure(tables: Sequence[Table], across: int = 1) -> Picture:
     """Draw the tables from left to right, `across` of them in a row."""
-    import plotly.graph_objects as go
 
-    figure, deep = go.Figure(), -(-len(tables) // across)
+    figure, deep = Picture(), -(-len(tables) // across)
     tall, head = max(len(t.rows) for t in tables) * CELL, HEAD if any(t.title for t in tables) else 8
     height = deep * (head + tall + FOOT) + 10
     titles = []
@@ -46,7 +43,7 @@ def cells_figure(tables: Sequence[Table], across: int = 1) -> Figure:
         x = [left + (0.14 * width if across > 1 else 0), left + width - (0.02 * width if across > 1 else 0)]
         y = [top - tall / height, top]
         number = "" if i == 0 else str(i + 1)
-        figure.add_trace(_cells(go, table, number))
+        figure.add_trace(_cells(table, number))
         axes: dict[str, Any] = {
             f"xaxis{number}": {
                 "domain": x,
@@ -91,10 +88,11 @@ def _ticks(names: Sequence[str], title: str) -> dict[str, Any]:
     }
 
 
-def _cells(go: Any, table: Table, number: str) -> Any:
+def _cells(table: Table, number: str) -> Any:
     text = [t for row in table.text for t in row]
     fill = [c for row in table.fill for c in row]
-    return go.Bar(
+    return trace(
+        "bar",
         **grid_cells(len(table.rows), len(table.columns)),
         xaxis=f"x{number}",
         yaxis=f"y{number}",
@@ -124,7 +122,7 @@ def shade(share: float) -> str:
 
 def blocks_figure(
     titles: Sequence[str], held: Sequence[Sequence[Sequence[Parts]]], x: str, y: str, across: int = 3
-) -> Figure:
+) -> Picture:
     """Draw a table for each title that shows what every rank holds in every place: `held[table][rank][place]`
     lists the (rank, chunk) pairs that were added up there.
 

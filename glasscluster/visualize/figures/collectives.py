@@ -6,14 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log10
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from glasscluster.visualize.figures.picture import Picture
 from glasscluster.visualize.figures.plots import lines
 from glasscluster.visualize.figures.timeline import size_text
 from glasscluster.visualize.words import word
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 Rows = Sequence[dict[str, Any]]  # algorithm, gpus, size_bytes, time_s, bus_bandwidth_bytes_per_s
 MOST_TICKS = 7
@@ -28,7 +26,7 @@ def _series(rows: Rows, x: str, y: str, factor: float) -> dict[str, tuple[list[f
     return {name: (sorted(points), [points[v] for v in sorted(points)]) for name, points in curves.items()}
 
 
-def _axes(figure: Figure, sizes: list[int], values: Sequence[float]) -> None:
+def _axes(figure: Picture, sizes: list[int], values: Sequence[float]) -> None:
     """Label the size axis with at most a few of the sizes, and the other axis at powers of ten where its
     values differ by much.
     """
@@ -60,7 +58,7 @@ def half_size(sizes: Sequence[float], bandwidths: Sequence[float]) -> float:
     return float(sizes[0])
 
 
-def bandwidth_figure(rows: Rows, lang: str = "en") -> Figure:
+def bandwidth_figure(rows: Rows, lang: str = "en") -> Picture:
     """Draw bus bandwidth (as nccl-tests define it) against size. Sizes at which latency and not bandwidth
     decides the best algorithm's time are shaded.
     """
@@ -98,7 +96,7 @@ def winners(rows: Rows) -> list[tuple[str, int, int]]:
     return ranges
 
 
-def crossover_figure(rows: Rows, lang: str = "en") -> Figure:
+def crossover_figure(rows: Rows, lang: str = "en") -> Picture:
     """Draw time against size, with a vertical line wherever another algorithm becomes the fastest."""
     series = _series(rows, "size_bytes", "time_s", 1e6)
     figure = lines(series, word("buffer_size", lang), word("time_us", lang), log_x=True, log_y=True)
@@ -122,7 +120,7 @@ def crossover_figure(rows: Rows, lang: str = "en") -> Figure:
     return figure
 
 
-def scaling_figure(rows: Rows, lang: str = "en") -> Figure:
+def scaling_figure(rows: Rows, lang: str = "en") -> Picture:
     """Draw the time for one size against the number of GPUs."""
     return lines(
         _series(rows, "gpus", "time_s", 1e6),

@@ -13,12 +13,11 @@ from glasscluster.visualize.figures.breakdown import series
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.memory import byte_unit, category_word
 from glasscluster.visualize.figures.palette import KINDS, MEMORY
+from glasscluster.visualize.figures.picture import Picture, panels, trace
 from glasscluster.visualize.figures.timeline import time_unit
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.time.timeline import Timeline
 
 
@@ -40,13 +39,12 @@ def contender(
     return Contender(name, timeline, split, max(timeline.graph.bytes_sent(), default=0))
 
 
-def comparison_figure(runs: Sequence[Contender], lang: str = "en") -> Figure:
+def comparison_figure(runs: Sequence[Contender], lang: str = "en") -> Picture:
     """Draw three panels side by side, with one row for each run."""
-    from plotly.subplots import make_subplots
 
     hardware = runs[0].timeline.hardware.name
     titles = [word("step_time", lang, hardware=hardware), word("sent_gpu", lang), word("memory_gpu", lang)]
-    figure = make_subplots(
+    figure = panels(
         1,
         3,
         shared_yaxes=True,
@@ -78,10 +76,10 @@ def _panel(
     column: int,
     total: list[str] | None,
 ) -> None:
-    import plotly.graph_objects as go
 
     figure.add_trace(
-        go.Bar(
+        trace(
+            "bar",
             name=label,
             orientation="h",
             y=names,

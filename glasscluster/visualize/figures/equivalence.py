@@ -5,29 +5,25 @@ gradients and weights at every step.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import SERIES
+from glasscluster.visualize.figures.picture import Picture, panels, trace
 from glasscluster.visualize.words import word
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 NOTHING = 1e-18  # a difference of exactly zero is drawn here, because a logarithmic axis has no zero
 TOLERANCE = 1e-10
 
 
-def equivalence_figure(compared: Mapping[str, Any], lang: str = "en") -> Figure:
+def equivalence_figure(compared: Mapping[str, Any], lang: str = "en") -> Picture:
     """Draw the losses on the left, and on the right the differences at each step, of all tensors together or
     of one. `compared` is what strategies.judge.check.compare returns.
     """
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
 
     steps = list(range(1, len(compared["losses"]) + 1))
     titles = [word("loss_float64", lang), word("difference_from_one", lang)]
-    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
+    figure = panels(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
     losses = [
         (word("one_device", lang), compared["reference_losses"], 7, 0),
         (word("this_run", lang), compared["losses"], 2, 9),
@@ -36,7 +32,9 @@ def equivalence_figure(compared: Mapping[str, Any], lang: str = "en") -> Figure:
         line = {"color": SERIES[1 - number], "width": width}
         mode = "lines+markers" if mark else "lines"
         figure.add_trace(
-            go.Scatter(name=label, x=steps, y=list(values), mode=mode, line=line, marker={"size": mark}),
+            trace(
+                "scatter", name=label, x=steps, y=list(values), mode=mode, line=line, marker={"size": mark}
+            ),
             row=1,
             col=1,
         )
@@ -44,7 +42,8 @@ def equivalence_figure(compared: Mapping[str, Any], lang: str = "en") -> Figure:
     tensors = sorted(by_step["grad"][0])
     for number, kind in enumerate(("grad", "weight")):
         figure.add_trace(
-            go.Scatter(
+            trace(
+                "scatter",
                 name=word(f"largest_{kind}", lang),
                 x=steps,
                 y=_shown(by_step[kind], None),
@@ -58,8 +57,14 @@ def equivalence_figure(compared: Mapping[str, Any], lang: str = "en") -> Figure:
         )
     limit = {"color": "#a32a00", "dash": "dot", "width": 2}
     ends = [0.5, len(steps) + 0.5]
-    allowed = go.Scatter(
-        name=word("tolerance", lang), x=ends, y=[TOLERANCE] * 2, mode="lines", hoverinfo="skip", line=limit
+    allowed = trace(
+        "scatter",
+        name=word("tolerance", lang),
+        x=ends,
+        y=[TOLERANCE] * 2,
+        mode="lines",
+        hoverinfo="skip",
+        line=limit,
     )
     figure.add_trace(allowed, row=1, col=2)
     choices = [(word("all_tensors", lang), None), *((t, t) for t in tensors)]

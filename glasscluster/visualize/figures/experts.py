@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glasscluster.visualize.figures.layout import LEGEND, QUIET_AXIS, plain_layout
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.words import word
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 LOOKS = {"rows_kept": ("#0072B2", "", "#ffffff"), "rows_dropped": ("#ffffff", "x", "#D55E00")}
 HEAD = 62
@@ -28,13 +26,12 @@ class Load:
     places: int | None = None
 
 
-def expert_load_figure(loads: Sequence[Load], lang: str = "en", heading: str = "") -> Figure:
+def expert_load_figure(loads: Sequence[Load], lang: str = "en", heading: str = "") -> Picture:
     """Draw one panel for each load, all on one scale: a bar of computed rows and, hatched on top of it,
     dropped rows, with lines at the mean and at the capacity.
     """
-    import plotly.graph_objects as go
 
-    figure, top = go.Figure(), HEAD if heading else HEAD - 34
+    figure, top = Picture(), HEAD if heading else HEAD - 34
     most = max(max([*load.wanted, load.places or 0]) for load in loads)
     any_dropped = any(list(load.wanted) != list(load.kept) for load in loads)
     for i, load in enumerate(loads):
@@ -46,9 +43,7 @@ def expert_load_figure(loads: Sequence[Load], lang: str = "en", heading: str = "
         }
         for key, (fill, hatch, ink) in LOOKS.items():
             if key == "rows_kept" or any_dropped:
-                figure.add_trace(
-                    _bar(go, key, values[key], fill, hatch, ink, number, lang, load, first=i == 0)
-                )
+                figure.add_trace(_bar(key, values[key], fill, hatch, ink, number, lang, load, first=i == 0))
         figure.update_layout(
             {
                 f"xaxis{number}": {
@@ -97,7 +92,6 @@ def expert_load_figure(loads: Sequence[Load], lang: str = "en", heading: str = "
 
 
 def _bar(
-    go: Any,
     key: str,
     values: Sequence[int],
     fill: str,
@@ -109,7 +103,8 @@ def _bar(
     *,
     first: bool,
 ) -> Any:
-    return go.Bar(
+    return trace(
+        "bar",
         name=word(key, lang),
         legendgroup=key,
         showlegend=first,

@@ -5,33 +5,30 @@ ended) or as a stack for each parallel layout.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.memory import byte_unit
 from glasscluster.visualize.figures.palette import KEPT, SERIES
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.words import word
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 def waterfall(
     rows: Sequence[tuple[str, str, float, bool]], x: str, total: str, kinds: tuple[str, str]
-) -> Figure:
+) -> Picture:
     """Draw a waterfall. Each row is (name, term of the formula, size, whether it grows with s²); the last bar
     is the sum. `kinds` names the two colours.
     """
-    import plotly.graph_objects as go
 
     ends = [0.0]
     for _, _, size, _ in rows:
         ends.append(ends[-1] + size)
-    figure = go.Figure()
+    figure = Picture()
     for quadratic, hatch in ((False, ""), (True, "/")):
         chosen = [i for i, row in enumerate(rows) if row[3] is quadratic]
         figure.add_trace(
-            go.Bar(
+            trace(
+                "bar",
                 name=kinds[quadratic],
                 orientation="h",
                 y=[f"{rows[i][0]}  ({rows[i][1]})" for i in chosen],
@@ -48,7 +45,8 @@ def waterfall(
             )
         )
     figure.add_trace(
-        go.Bar(
+        trace(
+            "bar",
             name=total,
             orientation="h",
             y=[total],
@@ -75,19 +73,19 @@ def waterfall(
 
 def by_layout(
     layouts: Mapping[str, tuple[Mapping[str, int], int | None]], lang: str = "en", title: str = ""
-) -> Figure:
+) -> Picture:
     """Draw one stack for each layout from the counted bytes of each kind of tensor (palette.KEPT), and a mark
     at the formula's sum where there is a formula.
     """
-    import plotly.graph_objects as go
 
     totals = [sum(parts.values()) for parts, _ in layouts.values()]
     divisor, unit = byte_unit(max(totals))
-    names, figure = list(layouts), go.Figure()
+    names, figure = list(layouts), Picture()
     for part, look in KEPT.items():
         name = word(f"part_{part}", lang)
         figure.add_trace(
-            go.Bar(
+            trace(
+                "bar",
                 name=name,
                 x=names,
                 y=[float(f"{parts.get(part, 0) / divisor:.6g}") for parts, _ in layouts.values()],
@@ -101,7 +99,8 @@ def by_layout(
         )
     marks = [(name, theory / divisor) for name, (_, theory) in layouts.items() if theory is not None]
     figure.add_trace(
-        go.Scatter(
+        trace(
+            "scatter",
             name=word("by_formula", lang),
             x=[name for name, _ in marks],
             y=[float(f"{value:.6g}") for _, value in marks],

@@ -5,15 +5,13 @@ empty cell means unknown, never zero.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glasscluster.base.rows import FAILED, HELD, NOT_APPLICABLE, Row
 from glasscluster.base.text import Said
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.words import UNITS, word
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 NOTHING = 1e-17  # an exact zero is drawn here, because a logarithmic axis has no zero
 
@@ -33,12 +31,11 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if 1e9 <= abs(value) < math.inf else f"{value:.9g}"
 
 
-def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
+def ledger_figure(rows: list[Row], lang: str = "en") -> Picture | None:
     """Draw how far the counted or simulated value of each row is from its formula, beside the tolerance.
 
     A row that is not applicable has no such distance. It is still listed, in grey, and says why on hover.
     """
-    import plotly.graph_objects as go
 
     if not rows:
         return None
@@ -55,7 +52,7 @@ def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
         allowed.append(max(row.tolerance if relative else row.tolerance / scale, NOTHING))
         said = f"{word('predicted', lang)} {number(row.predicted)}"
         hover.append(f"{said}<br>{word('observed', lang)} {number(row.observed)} {_unit(row).in_(lang)}")
-    figure = go.Figure()
+    figure = Picture()
     colours = [BAD if row.verdict == FAILED else GOOD for _, row in judged]
     marks = [
         (word("allowed", lang), allowed, "line-ns-open", [QUIET] * len(judged)),
@@ -70,20 +67,22 @@ def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
             "customdata": hover,
             "hovertemplate": template,
         }
-        figure.add_trace(go.Scatter(name=label, mode="markers", marker=look, **places))
+        figure.add_trace(trace("scatter", name=label, mode="markers", marker=look, **places))
     if off:
         template = "%{y}<br>%{customdata}<extra></extra>"
         label = word("not_applicable", lang)
         look = {"textfont": {"color": QUIET}, "textposition": "middle right", "hovertemplate": template}
         texts = {"text": [f"– {label}"] * len(off), "customdata": [why for _, why in off]}
         places = {"x": [NOTHING] * len(off), "y": [name for name, _ in off]}
-        figure.add_trace(go.Scatter(name=label, mode="text", showlegend=False, **look, **places, **texts))
+        figure.add_trace(
+            trace("scatter", name=label, mode="text", showlegend=False, **look, **places, **texts)
+        )
     title = {"text": word("relative_difference", lang)}
     figure.update_layout(**plain_layout(140 + 28 * len(rows), top=16))
     figure.update_xaxes(
         type="log", title=title, range=[-17.5, 1], dtick=3, exponentformat="power", **QUIET_AXIS
     )
-    order = {"categoryorder": "array", "categoryarray": names}
+    order: dict[str, Any] = {"categoryorder": "array", "categoryarray": names}
     figure.update_yaxes(autorange="reversed", automargin=True, gridcolor="#eef2f6", **order)
     return figure
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,10 +22,8 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import Shard, Unsharded
 from glasscluster.visualize.figures.layout import INK, plain_layout
 from glasscluster.visualize.figures.palette import SERIES, contrast
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.words import word
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 COLOURS = (*SERIES, "#5f6368", "#8c2d62")  # one for each rank; the rank's number is written on it
 WHOLE, SUM = (
@@ -117,13 +115,12 @@ def matrices_figure(
     lang: str = "en",
     sequence_parallel: bool = False,
     title: str = "",
-) -> Figure:
+) -> Picture:
     """Draw one row for each model: the matrices of a block side by side, each shard in its rank's colour,
     with f and g where a tensor-parallel region begins and ends.
     """
-    import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure = Picture()
     seen: set[int] = set()
     rows = [list(_placed(matrices(stage_of(model, ranks), ranks), model.hidden)) for model in blocks.values()]
     ends = [
@@ -137,7 +134,7 @@ def matrices_figure(
         for rank in range(-1, ranks):
             rects = [r for r in _rectangles(drawn, ranks, model.hidden) if r["rank"] == rank]
             if rects:
-                figure.add_trace(_bars(go, rank, rects, axis, lang, rank not in seen))
+                figure.add_trace(_bars(rank, rects, axis, lang, rank not in seen))
                 seen.add(rank)
         figure.add_annotation(
             text=f"<b>{name}</b>",
@@ -206,10 +203,11 @@ def _rectangles(drawn: list[tuple[float, _Matrix]], ranks: int, hidden: int) -> 
             yield {**box, "rank": p.rank, "says": f"{m.name}: {shape}"}
 
 
-def _bars(go: Any, rank: int, rects: list[dict[str, Any]], axis: str, lang: str, legend: bool) -> Any:
+def _bars(rank: int, rects: list[dict[str, Any]], axis: str, lang: str, legend: bool) -> Any:
     fill = WHOLE if rank < 0 else COLOURS[rank % len(COLOURS)]
     name = word("on_all_ranks", lang) if rank < 0 else f"{word('rank', lang)} {rank}"
-    return go.Bar(
+    return trace(
+        "bar",
         name=name,
         legendgroup=name,
         showlegend=legend,

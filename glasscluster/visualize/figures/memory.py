@@ -14,12 +14,11 @@ import numpy as np
 from glasscluster.sim.recording.events import CATEGORIES
 from glasscluster.visualize.figures.layout import LEGEND, QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import MEMORY
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.figures.timeline import time_unit
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.recording.memory_log import Resident
     from glasscluster.sim.time.memory_history import MemoryCurve
     from glasscluster.sim.time.timeline import Timeline
@@ -47,19 +46,18 @@ def memory_bars(
     lang: str = "en",
     title: str | None = None,
     capacity: float | None = None,
-) -> Figure:
+) -> Picture:
     """Draw the peak of each rank, divided by category at that moment; the categories add up to the peak.
 
     `capacity` in bytes.
     """
-    import plotly.graph_objects as go
 
     divisor, unit = byte_unit(max((total for total, _ in peaks), default=0))
-    figure = go.Figure()
+    figure = Picture()
     for category in CATEGORIES:
         values = [split[category] / divisor for _, split in peaks]
         figure.add_trace(
-            _bar(go, category, [f"{word('rank', lang)} {r}" for r in range(len(peaks))], values, unit, lang)
+            _bar(category, [f"{word('rank', lang)} {r}" for r in range(len(peaks))], values, unit, lang)
         )
     totals = [total / divisor for total, _ in peaks]
     figure.update_layout(
@@ -73,14 +71,15 @@ def memory_bars(
         barmode="stack", annotations=_totals(totals, unit), yaxis_range=[0, max(totals, default=1.0) * 1.12]
     )
     if capacity is not None and peaks:
-        names, most = list(figure.data[0].x), max(total for total, _ in peaks)
-        _draw_capacity(go, figure, capacity, most, divisor, unit, names, lang, _totals(totals, unit))
+        names, most = list(figure.data[0]["x"]), max(total for total, _ in peaks)
+        _draw_capacity(figure, capacity, most, divisor, unit, names, lang, _totals(totals, unit))
     return figure
 
 
-def _bar(go: Any, category: str, names: list[str], values: list[float], unit: str, lang: str) -> Any:
+def _bar(category: str, names: list[str], values: list[float], unit: str, lang: str) -> Any:
     look = MEMORY[category]
-    return go.Bar(
+    return trace(
+        "bar",
         name=category_word(category, lang),
         x=names,
         y=[float(f"{v:.6g}") for v in values],
@@ -126,24 +125,24 @@ class StateBook:
     more: dict[str, float] = field(default_factory=dict)
 
 
-def memory_by_strategy(books: Sequence[StateBook], lang: str = "en", title: str | None = None) -> Figure:
+def memory_by_strategy(books: Sequence[StateBook], lang: str = "en", title: str | None = None) -> Picture:
     """Draw one stacked bar of counted bytes for each strategy, with a mark at the height that the formula
     predicts for the states.
     """
-    import plotly.graph_objects as go
 
     totals = [sum(b.predicted.values()) for b in books]
     heights = [sum(b.counted.values()) + sum(b.more.values()) for b in books]
     divisor, unit = byte_unit(max([*totals, *heights], default=0.0))
     names = [b.name for b in books]
-    figure = go.Figure()
+    figure = Picture()
     for category in CATEGORIES:
         if any(category in b.counted or category in b.more for b in books):
             values = [(b.counted.get(category, 0.0) + b.more.get(category, 0.0)) / divisor for b in books]
-            figure.add_trace(_bar(go, category, names, values, unit, lang))
+            figure.add_trace(_bar(category, names, values, unit, lang))
     theory = [float(f"{t / divisor:.6g}") for t in totals]
     figure.add_trace(
-        go.Scatter(
+        trace(
+            "scatter",
             name=word("by_formula", lang),
             x=names,
             y=theory,
@@ -168,21 +167,21 @@ def memory_by_strategy(books: Sequence[StateBook], lang: str = "en", title: str 
     return figure
 
 
-def memory_over_time(timeline: Timeline, rank: int, lang: str = "en", title: str | None = None) -> Figure:
+def memory_over_time(timeline: Timeline, rank: int, lang: str = "en", title: str | None = None) -> Picture:
     """Draw a rank's live bytes by category over virtual time, with the peak and the GPU's capacity. Hovering
     lists what holds most.
     """
-    import plotly.graph_objects as go
 
     curve = _thinned(timeline.memory(rank), POINTS)
     factor, time_name = time_unit(timeline.makespan)
     total = curve.levels.sum(axis=1)
     divisor, unit = byte_unit(float(total.max(initial=0)))
-    figure, times = go.Figure(), [float(f"{t * factor:.6g}") for t in curve.times]
+    figure, times = Picture(), [float(f"{t * factor:.6g}") for t in curve.times]
     for i, category in enumerate(CATEGORIES):
         look = MEMORY[category]
         figure.add_trace(
-            go.Scatter(
+            trace(
+                "scatter",
                 name=category_word(category, lang),
                 x=times,
                 y=[float(f"{v / divisor:.5g}") for v in curve.levels[:, i]],
@@ -199,7 +198,7 @@ def memory_over_time(timeline: Timeline, rank: int, lang: str = "en", title: str
                 hovertemplate=f"{category_word(category, lang)}: %{{y:.4g}} {unit}<extra></extra>",
             )
         )
-    figure.add_trace(_holders(go, curve, factor, time_name, divisor, lang))
+    figure.add_trace(_holders(curve, factor, time_name, divisor, lang))
     heading = title if title is not None else word("memory_over_time", lang, rank=rank)
     figure.update_layout(
         **_layout(heading, f"{word('live_memory', lang)} ({unit})", 420), hovermode="x unified"
@@ -218,7 +217,6 @@ def memory_over_time(timeline: Timeline, rank: int, lang: str = "en", title: str
         "xanchor": "right" if left else "left",
     }
     _draw_capacity(
-        go,
         figure,
         capacity_of(timeline),
         float(total.max(initial=0)),
@@ -239,7 +237,6 @@ def capacity_of(timeline: Timeline) -> float:
 
 
 def _draw_capacity(
-    go: Any,
     figure: Any,
     capacity: float,
     peak: float,
@@ -274,7 +271,8 @@ def _draw_capacity(
         value = [float(f"{capacity / divisor:.6g}")] * len(across)
         name = word("capacity", lang, size=size)
         figure.add_trace(
-            go.Scatter(
+            trace(
+                "scatter",
                 name=name,
                 x=list(across),
                 y=value,
@@ -309,14 +307,15 @@ def _note(text: str, x: float, y: float) -> dict[str, Any]:
     }
 
 
-def _holders(go: Any, curve: MemoryCurve, factor: float, time_name: str, divisor: float, lang: str) -> Any:
+def _holders(curve: MemoryCurve, factor: float, time_name: str, divisor: float, lang: str) -> Any:
     """Draw an invisible line that lists, on hover, what holds most at the nearest of some moments."""
     few = _thinned(curve, NAMED)
     said = []
     for when, held in zip(few.times, few.residents(HOLDERS), strict=True):
         lines = [f"{resident_words(r, lang)} {size_words(r.bytes)}" for r in held]
         said.append("<br>".join([word("held_at", lang, time=f"{when * factor:.4g} {time_name}"), *lines]))
-    return go.Scatter(
+    return trace(
+        "scatter",
         name=word("together", lang),
         x=[float(f"{t * factor:.6g}") for t in few.times],
         y=[float(f"{v / divisor:.5g}") for v in few.levels.sum(axis=1)],

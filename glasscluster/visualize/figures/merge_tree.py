@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.visualize.figures.layout import LEGEND, plain_layout
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.model.text.tokenizer import Tokenizer
 
 TOKEN, INNER, BYTE = "#0072B2", "#ffffff", "#ffffff"
@@ -55,13 +54,12 @@ def merge_tree(tokenizer: Tokenizer, piece: bytes) -> list[Node]:
     return [at[i] for i in sorted(at)]
 
 
-def merge_tree_figure(tokenizer: Tokenizer, words: Sequence[str], lang: str = "en") -> Figure:
+def merge_tree_figure(tokenizer: Tokenizer, words: Sequence[str], lang: str = "en") -> Picture:
     """Draw the trees of some words side by side. A word that the pre-tokenizer splits is drawn as several
     trees.
     """
-    import plotly.graph_objects as go
 
-    figure, left, highest = go.Figure(), 0.0, 1
+    figure, left, highest = Picture(), 0.0, 1
     marks: dict[str, list[dict[str, Any]]] = {"tree_byte": [], "tree_merge": [], "tree_token": []}
     lines: tuple[list[float | None], list[float | None]] = ([], [])
     for text in words:
@@ -87,7 +85,8 @@ def merge_tree_figure(tokenizer: Tokenizer, words: Sequence[str], lang: str = "e
         )
         left += GAP
     figure.add_trace(
-        go.Scatter(
+        trace(
+            "scatter",
             x=lines[0],
             y=lines[1],
             mode="lines",
@@ -98,7 +97,7 @@ def merge_tree_figure(tokenizer: Tokenizer, words: Sequence[str], lang: str = "e
     )
     for kind, nodes in marks.items():
         if nodes:
-            figure.add_trace(_trace(go, kind, nodes, lang))
+            figure.add_trace(_trace(kind, nodes, lang))
     width, height = max(left - GAP, 1), (highest + 2.6) * LEVEL
     figure.update_layout(**plain_layout(150 + 62 * height, left=24, right=24, top=20, bottom=60, size=15))
     figure.update_layout(legend=LEGEND)
@@ -117,7 +116,7 @@ def _byte(own: bytes) -> str:
     return "␣" if own == b" " else own.decode() if 0x20 < own[0] < 0x7F else own.hex().upper()
 
 
-def _trace(go: Any, kind: str, nodes: list[dict[str, Any]], lang: str) -> Any:
+def _trace(kind: str, nodes: list[dict[str, Any]], lang: str) -> Any:
     """Make the marks of one kind. Bytes and tokens show their text; a merge inside a token shows only its
     rank.
     """
@@ -125,7 +124,8 @@ def _trace(go: Any, kind: str, nodes: list[dict[str, Any]], lang: str) -> Any:
     inner = kind == "tree_merge"
     texts = [f"#{m['rank']}" if inner or (final and m["rank"] is not None) else m["text"] for m in nodes]
     wide = [max(26, 9 * len(t) + 12) for t in texts]
-    return go.Scatter(
+    return trace(
+        "scatter",
         name=word(kind, lang),
         x=[m["x"] for m in nodes],
         y=[m["y"] for m in nodes],
@@ -146,7 +146,7 @@ def _trace(go: Any, kind: str, nodes: list[dict[str, Any]], lang: str) -> Any:
     )
 
 
-def _characters(figure: Figure, piece: bytes, left: float) -> None:
+def _characters(figure: Picture, piece: bytes, left: float) -> None:
     """Write each character of several bytes below them, with a line that spans these bytes."""
     at = 0
     for character in piece.decode("utf-8", "replace"):

@@ -13,12 +13,11 @@ from glasscluster.sim.recording.events import PURPOSES, SEND
 from glasscluster.visualize.figures.cells import Table, cells_figure
 from glasscluster.visualize.figures.layout import CELL_AXIS, grid_cells
 from glasscluster.visualize.figures.memory import _layout, byte_unit
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.figures.timeline import size_text
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.recording.graph import ExecutionGraph
 
 MOST_RANKS = 32  # with more ranks the cells are too small to read
@@ -40,7 +39,7 @@ def matrix(graph: ExecutionGraph, axis: str = "", label: str = "") -> np.ndarray
     return total
 
 
-def matrices_figure(named: Mapping[str, np.ndarray], lang: str = "en", across: int = 2) -> Figure | None:
+def matrices_figure(named: Mapping[str, np.ndarray], lang: str = "en", across: int = 2) -> Picture | None:
     """Draw several rank x rank matrices on one colour scale and in one unit. Returns None when nothing was
     sent, or when there are too many ranks to read a cell.
     """
@@ -63,32 +62,30 @@ def matrices_figure(named: Mapping[str, np.ndarray], lang: str = "en", across: i
     return figure
 
 
-def sent_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
+def sent_figure(graph: ExecutionGraph, lang: str = "en") -> Picture | None:
     """Draw the bytes that each rank sent as stacked bars, with a colour for each axis and a hatch for each
     purpose. Returns None when nothing was sent.
     """
-    import plotly.graph_objects as go
 
     totals = graph.bytes_sent()
     if not sum(totals):
         return None
     divisor, unit = byte_unit(max(totals))
     names = [f"{word('rank', lang)} {r}" for r in range(graph.ranks)]
-    figure = go.Figure()
+    figure = Picture()
     for axis in dict.fromkeys(graph.axis[graph.kind == SEND].tolist()):
         for purpose in PURPOSES:
             values = graph.bytes_sent(axis=axis, purpose=purpose)
             if sum(values):
-                figure.add_trace(_bar(go, axis, purpose, lang, names, [v / divisor for v in values], unit))
+                figure.add_trace(_bar(axis, purpose, lang, names, [v / divisor for v in values], unit))
     figure.update_layout(**_layout(word("sent", lang), unit, 360), barmode="stack")
     return figure
 
 
-def traffic_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
+def traffic_figure(graph: ExecutionGraph, lang: str = "en") -> Picture | None:
     """Draw the rank x rank matrix of bytes from row to column, of all axes or of one. Returns None when
     nothing was sent, or when there are too many ranks to read a cell.
     """
-    import plotly.graph_objects as go
 
     n = graph.ranks
     sends = graph.kind == SEND
@@ -101,8 +98,9 @@ def traffic_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
         else [("", word("all_axes", lang))]
     )
     cells = [_cells(graph, axis, lang) for axis, _ in choices]
-    figure = go.Figure(
-        go.Bar(
+    figure = Picture(
+        trace(
+            "bar",
             **grid_cells(n, n),
             marker={"color": cells[0]["colour"], "line": {"color": "#d9e2ec", "width": 1}},
             text=cells[0]["text"],
@@ -155,11 +153,10 @@ def _amber(share: float) -> str:
     return "#" + "".join(f"{round(255 + (b - 255) * share):02x}" for b in (230, 159, 0))
 
 
-def _bar(
-    go: Any, axis: str, purpose: str, lang: str, names: list[str], values: list[float], unit: str
-) -> Any:
+def _bar(axis: str, purpose: str, lang: str, names: list[str], values: list[float], unit: str) -> Any:
     said = word(purpose, lang).lower()
-    return go.Bar(
+    return trace(
+        "bar",
         name=f"{axis or '-'} · {said}",
         x=names,
         y=[float(f"{v:.6g}") for v in values],

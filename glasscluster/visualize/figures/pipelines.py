@@ -15,13 +15,12 @@ from glasscluster.sim.recording.events import PHASES
 from glasscluster.sim.recording.graph import compute_rows
 from glasscluster.visualize.figures.layout import CELL_AXIS, INK, QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import KINDS, SERIES, Look, contrast
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.figures.plots import DASH
 from glasscluster.visualize.figures.timeline import time_unit
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.time.timeline import Timeline
 
 PHASE = {"F": "forward", "B": "backward", "I": "backward", "W": "weight"}
@@ -111,11 +110,10 @@ def _alike(actions: Sequence[Any]) -> list[list[Any]]:
 
 def comparison_figure(
     runs: Sequence[ScheduleRun], lang: str = "en", hardware: str = "", axis: str | None = None
-) -> Figure:
+) -> Picture:
     """Draw one to six schedules below each other, all starting at time 0: F, and B or its two halves I and W,
     each with its micro-batch. `axis` is the time axis's title where times are not seconds.
     """
-    import plotly.graph_objects as go
 
     runs = list(runs)[:MOST]
     longest = max(r.end for r in runs)
@@ -140,9 +138,9 @@ def comparison_figure(
         ticks += [top + r + 0.5 for r in range(run.ranks)]
         labels += [f"{word('rank', lang)} {r} " for r in range(run.ranks)]
         top += run.ranks + 0.15
-    figure = go.Figure()
+    figure = Picture()
     for kind, chunk in sorted(traces, key=lambda k: (k[1], list(KINDS).index(k[0]))):
-        figure.add_trace(_trace(go, kind, chunk, traces[kind, chunk], factor, unit, lang))
+        figure.add_trace(_trace(kind, chunk, traces[kind, chunk], factor, unit, lang))
     figure.update_layout(**plain_layout(ROW * top + 150, left=84, right=16, top=6, bottom=118, size=15))
     title = axis or f"{word('virtual_time', lang)} ({unit})" + (f" · {hardware}" if hardware else "")
     figure.update_layout(
@@ -187,9 +185,7 @@ def _band(y: float) -> dict[str, Any]:
     }
 
 
-def _trace(
-    go: Any, kind: str, chunk: int, bars: list[tuple[float, Bar]], factor: float, unit: str, lang: str
-) -> Any:
+def _trace(kind: str, chunk: int, bars: list[tuple[float, Bar]], factor: float, unit: str, lang: str) -> Any:
     look = chunk_look(kind, chunk)
     of = f"{word('chunk', lang)} {chunk}"
     hover = [
@@ -200,7 +196,8 @@ def _trace(
         for _, b in bars
     ]
     name = word(kind, lang)
-    return go.Bar(
+    return trace(
+        "bar",
         name=name if chunk == 0 else f"{name}, {of}",
         meta=kind,
         orientation="h",
@@ -256,15 +253,14 @@ def held(bars: Sequence[Bar], rank: int) -> tuple[list[float], list[int]]:
 
 def staircase_figure(
     runs: Sequence[ScheduleRun], lang: str = "en", hardware: str = "", axis: str | None = None
-) -> Figure:
+) -> Picture:
     """Draw how many micro-batches' activations each rank holds over time: a panel for each schedule, a line
     for each rank, and one scale for all. `axis` is the time axis's title where times are not seconds.
     """
-    import plotly.graph_objects as go
 
     longest = max(r.end for r in runs)
     factor, unit = time_unit(longest) if axis is None else (1.0, "")
-    figure, notes, most = go.Figure(), [], 0
+    figure, notes, most = Picture(), [], 0
     for i, run in enumerate(runs):
         number = "" if i == 0 else str(i + 1)
         x = [i / len(runs) + (0.04 if i else 0.0), (i + 1) / len(runs) - 0.01]
@@ -272,7 +268,8 @@ def staircase_figure(
             times, counts = held(run.bars, rank)
             most = max(most, *counts)
             figure.add_trace(
-                go.Scatter(
+                trace(
+                    "scatter",
                     name=f"{word('rank', lang)} {rank}",
                     legendgroup=str(rank),
                     showlegend=i == 0,

@@ -10,12 +10,11 @@ import numpy as np
 from glasscluster.sim.recording.events import SEND
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import SERIES, Look
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.figures.timeline import size_text, time_unit
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.time.timeline import Timeline
 
 DASH = ("solid", "dash", "dot", "dashdot", "longdash")
@@ -30,16 +29,16 @@ def lines(
     *,
     log_x: bool = False,
     log_y: bool = False,
-) -> Figure:
+) -> Picture:
     """Draw one line for each series; lines differ by colour, dash and mark. x and y are axis titles with
     units.
     """
-    import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure = Picture()
     for number, (name, (xs, ys)) in enumerate(series.items()):
         figure.add_trace(
-            go.Scatter(
+            trace(
+                "scatter",
                 name=name,
                 x=_clean(xs),
                 y=_clean(ys),
@@ -60,14 +59,14 @@ def lines(
 
 def bars(
     groups: Sequence[str], series: Mapping[str, Sequence[float]], y: str, *, stack: bool = False
-) -> Figure:
+) -> Picture:
     """Draw bars over named groups, side by side (with their values written on them) or stacked."""
-    import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure = Picture()
     for number, (name, values) in enumerate(series.items()):
         figure.add_trace(
-            go.Bar(
+            trace(
+                "bar",
                 name=name,
                 x=list(groups),
                 y=_clean(values),
@@ -98,16 +97,16 @@ def stack(
     y: str,
     *,
     totals: bool = False,
-) -> Figure:
+) -> Picture:
     """Draw stacked bars, each component with its own look (palette.py). With `totals` the sum is written
     above each bar.
     """
-    import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure = Picture()
     for name, (look, values) in parts.items():
         figure.add_trace(
-            go.Bar(
+            trace(
+                "bar",
                 name=name,
                 x=list(groups),
                 y=_clean(values),
@@ -142,16 +141,16 @@ def dots(
     *,
     least: float,
     limit: float | None = None,
-) -> Figure:
+) -> Picture:
     """Draw one row for each group with one mark for each series, on a logarithmic axis, and a line at
     `limit`. Values below `least` are drawn at `least`.
     """
-    import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure = Picture()
     for number, (name, values) in enumerate(series.items()):
         figure.add_trace(
-            go.Scatter(
+            trace(
+                "scatter",
                 name=name,
                 x=_clean([max(v, least) for v in values]),
                 y=list(groups),
@@ -174,21 +173,21 @@ def dots(
     return figure
 
 
-def messages(timeline: Timeline, lang: str = "en") -> Figure:
+def messages(timeline: Timeline, lang: str = "en") -> Picture:
     """Draw every message of each rank from departure to arrival, numbered in the order of sending."""
-    import plotly.graph_objects as go
 
     graph = timeline.graph
     factor, unit = time_unit(timeline.makespan)
     arrival = np.array(timeline.end)
     received = np.flatnonzero(graph.match >= 0)
     arrival[graph.match[received]] = timeline.end[received]
-    figure = go.Figure()
+    figure = Picture()
     for rank in range(graph.ranks):
         rows = np.flatnonzero((graph.kind == SEND) & (graph.rank == rank))
         rows = rows[np.argsort(timeline.start[rows], kind="stable")]
         figure.add_trace(
-            go.Bar(
+            trace(
+                "bar",
                 name=f"{word('rank', lang)} {rank}",
                 orientation="h",
                 base=_clean(timeline.start[rows] * factor),

@@ -5,13 +5,10 @@ changes from step to step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import SERIES
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from glasscluster.visualize.figures.picture import Picture, trace
 
 ZERO, NORMAL, LARGEST = (
     -25,
@@ -22,16 +19,16 @@ ZERO, NORMAL, LARGEST = (
 
 def exponents(
     shares: Mapping[str, Mapping[int, float]], x: str, y: str, words: tuple[str, str, str]
-) -> Figure:
+) -> Picture:
     """Draw the share of gradients by exponent, one series for each loss scale. Shading marks where fp16
     underflows to zero, loses digits, or overflows.
     """
-    import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure = Picture()
     for number, (name, share) in enumerate(shares.items()):
         figure.add_trace(
-            go.Bar(
+            trace(
+                "bar",
                 name=name,
                 x=list(share),
                 y=[float(f"{100 * v:.5g}") for v in share.values()],
@@ -72,15 +69,15 @@ def exponents(
 
 def staircase(
     scales: Sequence[float], skipped: Sequence[bool], x: str, y: str, words: tuple[str, str, str]
-) -> Figure:
+) -> Picture:
     """Draw the loss scale at every step, and mark the skipped steps. `words` are the labels of the scale, of
     a step that was taken and of one that was skipped.
     """
-    import plotly.graph_objects as go
 
     steps = list(range(len(scales)))
-    figure = go.Figure(
-        go.Scatter(
+    figure = Picture(
+        trace(
+            "scatter",
             name=words[0],
             x=steps,
             y=list(scales),
@@ -92,7 +89,8 @@ def staircase(
     for which, symbol, colour in ((False, "circle", SERIES[0]), (True, "x", SERIES[1])):
         chosen = [i for i in steps if skipped[i] is which]
         figure.add_trace(
-            go.Scatter(
+            trace(
+                "scatter",
                 name=words[1 + which],
                 x=chosen,
                 y=[scales[i] for i in chosen],

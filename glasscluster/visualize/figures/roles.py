@@ -12,12 +12,11 @@ import numpy as np
 from glasscluster.sim.recording.events import COMPUTE
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import KINDS, Look
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.figures.timeline import time_unit
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.time.timeline import Timeline
 
 LOOKS: dict[str, Look] = {
@@ -44,14 +43,13 @@ def blocks(timeline: Timeline, rank: int, tokens: int) -> list[tuple[str, int, f
 
 def roles_figure(
     timeline: Timeline, lanes: Mapping[str, int], tokens: int, names: Mapping[str, str], lang: str = "en"
-) -> Figure:
+) -> Picture:
     """Draw the lanes. `lanes` maps a role's name to its rank, `tokens` is the length of an answer, and
     `names` are the labels of `writes`, `judges` and `trains`.
     """
-    import plotly.graph_objects as go
 
     factor, unit = time_unit(timeline.makespan)
-    figure = go.Figure()
+    figure = Picture()
     for what, look in LOOKS.items():
         bars: dict[str, list[Any]] = {"y": [], "base": [], "x": [], "customdata": []}
         for lane, rank in lanes.items():
@@ -62,7 +60,8 @@ def roles_figure(
                     bars["x"].append(float(f"{(end - start) * factor:.7g}"))
                     bars["customdata"].append(step + 1 if what == "writes" else step - tokens)
         figure.add_trace(
-            go.Bar(
+            trace(
+                "bar",
                 name=names[what],
                 orientation="h",
                 marker={

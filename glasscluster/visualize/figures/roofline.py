@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import SERIES
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.figures.plots import MARK
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.time.hardware import GPU
 
 
@@ -32,24 +31,26 @@ class Dot(NamedTuple):
 
 def roofline_figure(
     gpu: GPU, precision: str, series: Mapping[str, Sequence[Dot]], lang: str = "en"
-) -> Figure:
+) -> Picture:
     """Draw min(peak, intensity x bandwidth), the ridge where the two meet, and the dots of each series joined
     by a line.
     """
-    import plotly.graph_objects as go
 
     peak, bandwidth = gpu.peak(precision), gpu.memory_bandwidth
     ridge = peak / bandwidth
     at = [dot.flops / dot.bytes for dots in series.values() for dot in dots]
     low, high = min([*at, ridge]) / 2, max([*at, ridge]) * 4
-    figure = go.Figure()
+    figure = Picture()
     roof: dict[str, Any] = {"mode": "lines", "line": {"color": "#333333", "width": 3}, "hoverinfo": "skip"}
     figure.add_trace(
-        go.Scatter(x=[low, ridge, high], y=[low * bandwidth, peak, peak], name=word("roof", lang), **roof)
+        trace(
+            "scatter", x=[low, ridge, high], y=[low * bandwidth, peak, peak], name=word("roof", lang), **roof
+        )
     )
     for number, (name, dots) in enumerate(series.items()):
         figure.add_trace(
-            go.Scatter(
+            trace(
+                "scatter",
                 name=name,
                 x=[dot.flops / dot.bytes for dot in dots],
                 y=[dot.flops / dot.seconds for dot in dots],

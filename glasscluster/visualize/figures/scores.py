@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import SERIES
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.figures.plots import MARK
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 class Score(NamedTuple):
@@ -22,17 +20,17 @@ class Score(NamedTuple):
 
 def interval_figure(
     groups: Sequence[str], series: Mapping[str, Sequence[Score]], x: str, chance: Sequence[float] = ()
-) -> Figure:
+) -> Picture:
     """Draw a row for each group and in it a mark for each series with its 95 % interval (1.96 standard
     errors), and a line at the score of guessing.
     """
-    import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure = Picture()
     spacing = 0.5 / len(series)
     for number, (name, values) in enumerate(series.items()):
         figure.add_trace(
-            go.Scatter(
+            trace(
+                "scatter",
                 name=name,
                 x=[round(v.mean, 6) for v in values],
                 y=[place + (number - (len(series) - 1) / 2) * spacing for place in range(len(groups))],
@@ -73,20 +71,20 @@ def interval_figure(
 
 def paired_figure(
     first: Sequence[float], second: Sequence[float], x: str, y: str, names: tuple[str, str, str, str]
-) -> Figure:
+) -> Picture:
     """Draw a mark for each item. Its coordinates are by how many nats each of the two models prefers the
     right answer to the best wrong one; a model is right where its coordinate is above 0.
 
     `names` are the labels for: both right, only the first, only the second, both wrong.
     """
-    import plotly.graph_objects as go
 
-    figure, pairs = go.Figure(), list(zip(first, second, strict=True))
+    figure, pairs = Picture(), list(zip(first, second, strict=True))
     kinds = [(True, True), (True, False), (False, True), (False, False)]
     for number, ((a_right, b_right), name) in enumerate(zip(kinds, names, strict=True)):
         here = [(a, b) for a, b in pairs if (a > 0, b > 0) == (a_right, b_right)]
         figure.add_trace(
-            go.Scatter(
+            trace(
+                "scatter",
                 name=f"{name}: {len(here)}",
                 x=[round(a, 4) for a, _ in here],
                 y=[round(b, 4) for _, b in here],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from glasscluster.base.breakdown import PAPERS
 from glasscluster.visualize.figures.layout import CELL_AXIS, QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import KINDS
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.figures.timeline import (
     COMPUTE_HEIGHT,
     Bar,
@@ -19,23 +20,20 @@ from glasscluster.visualize.figures.timeline import (
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.time.timeline import Timeline
 
 MOST = 6  # the most timelines in one figure
 GAP = 1.0  # empty rows between two timelines, for the name
 
 
-def side_by_side_figure(runs: Sequence[tuple[str, Timeline]], lang: str = "en") -> Figure:
+def side_by_side_figure(runs: Sequence[tuple[str, Timeline]], lang: str = "en") -> Picture:
     """Draw two to six timelines below each other, aligned at their start, with one row for each rank and each
     timeline's makespan written beside it.
     """
-    import plotly.graph_objects as go
 
     runs = list(runs)[:MOST]
     factor, unit = time_unit(max(t.makespan for _, t in runs))
-    figure, ticks, labels, top, notes = go.Figure(), [], [], 0.0, []
+    figure, ticks, labels, top, notes = Picture(), [], [], 0.0, []
     by_kind: dict[str, list[Bar]] = {}
     for name, timeline in runs:
         notes.append(_note(name, timeline, top + 0.62, factor, unit, lang))
@@ -51,7 +49,7 @@ def side_by_side_figure(runs: Sequence[tuple[str, Timeline]], lang: str = "en") 
         top += timeline.graph.ranks
     for kind in KINDS:
         if kind in by_kind:
-            figure.add_trace(_bars(go, kind, by_kind[kind], factor, lang))
+            figure.add_trace(_bars(kind, by_kind[kind], factor, lang))
     longest = max(t.makespan for _, t in runs) * factor
     figure.update_layout(**plain_layout(min(120 + 30 * top, 1200), left=80, top=8))
     title = f"{word('virtual_time', lang)} ({unit}) · {runs[0][1].hardware.name}"
@@ -66,9 +64,10 @@ def side_by_side_figure(runs: Sequence[tuple[str, Timeline]], lang: str = "en") 
     return figure
 
 
-def _bars(go: Any, kind: str, bars: list[Bar], factor: float, lang: str) -> Any:
+def _bars(kind: str, bars: list[Bar], factor: float, lang: str) -> Any:
     look = KINDS[kind]
-    return go.Bar(
+    return trace(
+        "bar",
         name=word(kind, lang),
         meta=kind,
         orientation="h",

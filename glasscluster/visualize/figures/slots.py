@@ -9,15 +9,13 @@ Spans and curves come from the replayed recording.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from glasscluster.visualize.figures.layout import INK, QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import SERVING
+from glasscluster.visualize.figures.picture import Picture, panels, trace
 from glasscluster.visualize.figures.timeline import time_unit
 from glasscluster.visualize.words import word
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 ROW, GAP = 30, 0.6  # height of a slot in pixels; empty rows between two ways of batching
 
@@ -44,12 +42,11 @@ class Held(NamedTuple):
     filled: float
 
 
-def slots_figure(ways: Mapping[str, Sequence[Span]], hardware: str, lang: str = "en") -> Figure:
+def slots_figure(ways: Mapping[str, Sequence[Span]], hardware: str, lang: str = "en") -> Picture:
     """Draw a block of rows for each way of batching, below each other on one time axis."""
-    import plotly.graph_objects as go
 
     factor, unit = time_unit(max(s.end for spans in ways.values() for s in spans))
-    figure, ticks, names, top = go.Figure(), list[float](), list[str](), 0.0
+    figure, ticks, names, top = Picture(), list[float](), list[str](), 0.0
     bars: dict[str, list[tuple[float, Span]]] = {kind: [] for kind in SERVING}
     for way, spans in ways.items():
         slots = 1 + max(s.slot for s in spans)
@@ -71,7 +68,7 @@ def slots_figure(ways: Mapping[str, Sequence[Span]], hardware: str, lang: str = 
         top += slots + GAP
     for kind, placed in bars.items():
         if placed:
-            figure.add_trace(_bars(go, kind, placed, factor, unit, lang))
+            figure.add_trace(_bars(kind, placed, factor, unit, lang))
     title = f"{word('virtual_time', lang)} ({unit}) · {hardware}"
     figure.update_layout(
         **plain_layout(90 + ROW * (top + GAP) + 70, left=20, right=20, top=24, bottom=104, size=15),
@@ -91,11 +88,10 @@ def slots_figure(ways: Mapping[str, Sequence[Span]], hardware: str, lang: str = 
     return figure
 
 
-def _bars(
-    go: Any, kind: str, placed: Sequence[tuple[float, Span]], factor: float, unit: str, lang: str
-) -> Any:
+def _bars(kind: str, placed: Sequence[tuple[float, Span]], factor: float, unit: str, lang: str) -> Any:
     look, name = SERVING[kind], word(f"serving_{kind}", lang)
-    return go.Bar(
+    return trace(
+        "bar",
         name=name,
         orientation="h",
         base=[float(f"{s.start * factor:.6g}") for _, s in placed],
@@ -118,18 +114,16 @@ def _bars(
     )
 
 
-def cache_figure(ways: Mapping[str, Sequence[Held]], hardware: str, lang: str = "en") -> Figure:
+def cache_figure(ways: Mapping[str, Sequence[Held]], hardware: str, lang: str = "en") -> Picture:
     """Draw the cache over time for each way of batching, side by side on the same axes: what holds tokens,
     and above it what is only reserved.
     """
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
 
     factor, unit = time_unit(max(h.end for curve in ways.values() for h in curve))
-    figure = make_subplots(
+    figure = panels(
         1,
         len(ways),
-        shared_yaxes="all",
+        shared_yaxes=True,
         horizontal_spacing=0.04,
         subplot_titles=[f"<b>{way}</b>" for way in ways],
     )
@@ -141,7 +135,8 @@ def cache_figure(ways: Mapping[str, Sequence[Held]], hardware: str, lang: str = 
         ):
             look = SERVING[kind]
             figure.add_trace(
-                go.Scatter(
+                trace(
+                    "scatter",
                     name=word(f"cache_{kind}", lang),
                     legendgroup=kind,
                     showlegend=column == 1,

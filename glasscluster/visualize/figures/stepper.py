@@ -16,12 +16,11 @@ import numpy as np
 from glasscluster.sim.recording.events import COLLECTIVE, RECV, REDUCE, SEND
 from glasscluster.visualize.figures.layout import CELL_AXIS, grid_cells, plain_layout
 from glasscluster.visualize.figures.palette import KINDS, contrast
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.figures.timeline import size_text
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.recording.graph import ExecutionGraph
 
 MOST_RANKS = 16
@@ -209,11 +208,10 @@ def _at_first(
     return holding
 
 
-def stepper_figure(graph: ExecutionGraph, lang: str = "en", row: int | None = None) -> Figure | None:
+def stepper_figure(graph: ExecutionGraph, lang: str = "en", row: int | None = None) -> Picture | None:
     """Draw a table of ranks (rows) and chunks (columns) with a slider over the steps. Returns None when no
     collective of at most 16 ranks recorded its messages.
     """
-    import plotly.graph_objects as go
 
     if row is None:
         fitting = [r for rank, r in collectives(graph) if _fits(graph, rank, r)]
@@ -224,8 +222,9 @@ def stepper_figure(graph: ExecutionGraph, lang: str = "en", row: int | None = No
     n, k = len(steps.members), len(steps.chunks)
     views = [_view(steps, s, lang) for s in range(len(steps.holding))]
     first = views[0]
-    figure = go.Figure(
-        go.Bar(
+    figure = Picture(
+        trace(
+            "bar",
             **grid_cells(n, k, inset=0.1),
             marker={"color": first["colour"], "line": {"color": first["line"], "width": first["width"]}},
             text=first["text"],

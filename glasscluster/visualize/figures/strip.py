@@ -18,11 +18,10 @@ import numpy as np
 from glasscluster.sim.recording.events import BACKWARD, COLLECTIVE, COMPUTE, FORWARD, SEND
 from glasscluster.visualize.figures.layout import INK, QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import LAYER, Look
+from glasscluster.visualize.figures.picture import Picture, panels, trace
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.time.timeline import Timeline
 
 COLLECTIVES = {
@@ -43,15 +42,13 @@ def layer_strip(
     products: Mapping[int, str],
     lang: str = "en",
     rank: int = 0,
-) -> Figure:
+) -> Picture:
     """Draw one row for each run: on the left the layer's forward, on the right its backward. `products` maps
     the FLOPs of a whole product to its name.
     """
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
 
     titles = [f"<b>{word(phase, lang)}</b>" for phase in ("forward", "backward")]
-    figure = make_subplots(
+    figure = panels(
         1, 2, shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles, column_widths=[0.36, 0.64]
     )
     for column, phase in ((1, FORWARD), (2, BACKWARD)):
@@ -64,7 +61,7 @@ def layer_strip(
             chosen = [b for b in bars if b[1] == kind]
             if chosen or column == 2:
                 figure.add_trace(
-                    _trace(go, kind, look, chosen, lang, column == 2 and any(b[1] == kind for b in bars)),
+                    _trace(kind, look, chosen, lang, column == 2 and any(b[1] == kind for b in bars)),
                     1,
                     column,
                 )
@@ -132,9 +129,10 @@ def named(flops: int, products: Mapping[int, str]) -> str | None:
     return min(fits)[1] if fits else None
 
 
-def _trace(go: Any, kind: str, look: Look, bars: list[Any], lang: str, legend: bool) -> Any:
+def _trace(kind: str, look: Look, bars: list[Any], lang: str, legend: bool) -> Any:
     lane = LANES["compute" if kind in ("product", "kernel", "elementwise") else "comm"]
-    return go.Bar(
+    return trace(
+        "bar",
         name=word(kind, lang),
         legendgroup=kind,
         showlegend=legend,

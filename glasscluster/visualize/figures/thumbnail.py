@@ -5,7 +5,7 @@ bars, lines and marks, and no text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,6 @@ from glasscluster.sim.recording.events import PHASES
 from glasscluster.visualize.figures.palette import KINDS
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.time.timeline import Timeline
 
 WIDTH, HEIGHT = 360, 176
@@ -51,10 +49,11 @@ def timeline_svg(timeline: Timeline, title: str = "") -> str:
     return _svg(parts, ranks * LANE, title)
 
 
-def figure_svg(figure: Figure, title: str = "") -> str:
-    """Draw a plotly figure that consists of bars and scatters, as all figures of this folder do."""
-    content = figure.to_dict()
-    layout, traces = content["layout"], [t for t in content["data"] if t.get("visible", True) is True]
+def figure_svg(figure: Mapping[str, Any], title: str = "") -> str:
+    """Draw the `data` and `layout` of a figure that consists of bars and scatters, as all figures of this
+    folder do.
+    """
+    layout, traces = figure["layout"], [t for t in figure["data"] if t.get("visible", True) is True]
     panels: dict[tuple[str, str], _Panel] = {}
     for trace in traces:
         names = trace.get("xaxis", "x"), trace.get("yaxis", "y")

@@ -15,11 +15,10 @@ from glasscluster.sim.recording.events import COLLECTIVE, COMPUTE, HOST, PHASES,
 from glasscluster.sim.time.idle import possible_entries
 from glasscluster.visualize.figures.layout import FONT
 from glasscluster.visualize.figures.palette import CRITICAL, IDLE_KINDS, KINDS, kind_of_gap
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.time.timeline import Timeline
 
 DRAWN_SINGLY = 2000  # with more bars than this, those narrower than a pixel are joined
@@ -60,25 +59,24 @@ def size_text(nbytes: float) -> str:
     return f"{nbytes:.0f} B"
 
 
-def timeline_figure(timeline: Timeline, lang: str = "en", title: str | None = None) -> Figure:
+def timeline_figure(timeline: Timeline, lang: str = "en", title: str | None = None) -> Picture:
     """Draw a timeline. Every rectangle is one recorded event or several consecutive ones; the gaps are idle
     time.
     """
-    import plotly.graph_objects as go
 
     factor, unit = time_unit(timeline.makespan)
     bars = [*compute_bars(timeline, lang, factor, unit), *communication_bars(timeline, lang, factor, unit)]
     idle = idle_bars(timeline, lang, factor, unit)
     shown, note = _legible(bars, timeline, lang, factor, unit)
     idle, _unused = _legible(idle, timeline, lang, factor, unit)
-    figure = go.Figure()
+    figure = Picture()
     for kind in (*IDLE_KINDS, *(k for k in KINDS if k not in IDLE_KINDS)):
         mine = [b for b in (idle if kind in IDLE_KINDS else shown) if b.kind == kind]
         if mine:
-            figure.add_trace(_trace(go, mine, kind, lang, factor))
+            figure.add_trace(_trace(mine, kind, lang, factor))
     critical = [b for b in shown if b.critical]
     if critical:
-        figure.add_trace(_outline(go, critical, lang, factor))
+        figure.add_trace(_outline(critical, lang, factor))
     figure.update_layout(**_layout(timeline, lang, title, unit, factor, note))
     return figure
 
@@ -88,11 +86,10 @@ def bar_count(timeline: Timeline) -> int:
     return len(timeline.blocks()) + len(timeline.communications())
 
 
-def timeline_axes(timeline: Timeline, lang: str = "en") -> Figure:
+def timeline_axes(timeline: Timeline, lang: str = "en") -> Picture:
     """Draw only the axes and the legend, which the page puts under its canvas when there are more than
     DRAWN_SINGLY bars.
     """
-    import plotly.graph_objects as go
 
     factor, unit = time_unit(timeline.makespan)
     graph = timeline.graph
@@ -100,11 +97,11 @@ def timeline_axes(timeline: Timeline, lang: str = "en") -> Figure:
     used |= {"collective"} if (graph.kind == COLLECTIVE).any() else set()
     used |= {"p2p"} if ((graph.kind == SEND) & (graph.sequence < 0)).any() else set()
     used |= {"host"} if (graph.kind == HOST).any() else set()
-    figure = go.Figure()
+    figure = Picture()
     idle = [kind_of_gap(key) for key in possible_entries(graph) if key not in BUSY]
     for kind in (*idle, *(k for k in KINDS if k in used)):
-        figure.add_trace(_trace(go, [], kind, lang, factor))
-    figure.add_trace(_outline(go, [], lang, factor))
+        figure.add_trace(_trace([], kind, lang, factor))
+    figure.add_trace(_outline([], lang, factor))
     figure.update_layout(**_layout(timeline, lang, None, unit, factor, ""))
     return figure
 
@@ -208,17 +205,18 @@ def _legible(
     return out, text
 
 
-# ---- plotly ------------------------------------------------------------------------------------------------
+# ---- traces ------------------------------------------------------------------------------------------------
 def _numbers(values: Iterable[float]) -> list[float]:
     """Round to six significant digits, which is far finer than a pixel."""
     return [float(f"{v:.7g}") for v in values]
 
 
-def _trace(go: Any, bars: list[Bar], kind: str, lang: str, factor: float) -> Any:
+def _trace(bars: list[Bar], kind: str, lang: str, factor: float) -> Any:
     look = KINDS[kind]
     lanes = kind in ("collective", "p2p", "host")
     means = f"<br>{word(f'means_{kind}', lang)}" if kind in IDLE_KINDS else ""
-    return go.Bar(
+    return trace(
+        "bar",
         name=word(kind, lang),
         meta=kind,
         orientation="h",
@@ -242,8 +240,9 @@ def _trace(go: Any, bars: list[Bar], kind: str, lang: str, factor: float) -> Any
     )
 
 
-def _outline(go: Any, bars: list[Bar], lang: str, factor: float) -> Any:
-    return go.Bar(
+def _outline(bars: list[Bar], lang: str, factor: float) -> Any:
+    return trace(
+        "bar",
         name=word("critical", lang),
         meta="critical",
         orientation="h",
@@ -268,7 +267,6 @@ def _layout(
     time = word("measured_time" if timeline.measured else "virtual_time", lang)
     annotations = [_small(note)] if note else []
     return {
-        "template": {},
         "barmode": "overlay",
         "bargap": 0,
         "height": int(min(150 + 92 * ranks, 1100)),

@@ -12,12 +12,11 @@ import numpy as np
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.time.loads import network_of, utilisation
 from glasscluster.visualize.figures.layout import INK, plain_layout
+from glasscluster.visualize.figures.picture import Picture, trace
 from glasscluster.visualize.figures.timeline import time_unit
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.time.network import Topology
     from glasscluster.sim.time.timeline import Timeline
 
@@ -42,11 +41,10 @@ KINDS = {
 DIRECTION_GAP = 0.03  # the two directions of a link, side by side, in units of the picture
 
 
-def load_figure(timeline: Timeline, lang: str = "en") -> Figure | None:
+def load_figure(timeline: Timeline, lang: str = "en") -> Picture | None:
     """Draw every link coloured by its utilisation, over the whole run or in a slice of time chosen with the
     slider. Returns None when there are too many links to read.
     """
-    import plotly.graph_objects as go
 
     graph = timeline.graph
     if not timeline.makespan or not (graph.kind == SEND).any() or (graph.kind == SEND).sum() > MOST_MESSAGES:
@@ -58,13 +56,13 @@ def load_figure(timeline: Timeline, lang: str = "en") -> Figure | None:
     shares = np.vstack([utilisation(timeline, edges[[0, -1]]), utilisation(timeline, edges)])
     ends = _segments(network)
     frames = [_traces(share, ends, network) for share in shares]
-    figure = go.Figure()
+    figure = Picture()
     for low, (high, colour, width), content in zip(
         (0.0, *(b[0] for b in BINS)), BINS, frames[0][:-1], strict=False
     ):
         line = {"color": colour, "width": width}
         figure.add_trace(
-            go.Scatter(**content, mode="lines", line=line, name=_range(low, high), hoverinfo="skip")
+            trace("scatter", **content, mode="lines", line=line, name=_range(low, high), hoverinfo="skip")
         )
     hidden = {
         "mode": "markers",
@@ -72,11 +70,11 @@ def load_figure(timeline: Timeline, lang: str = "en") -> Figure | None:
         "hovertemplate": "%{customdata}<extra></extra>",
         "showlegend": False,
     }
-    figure.add_trace(go.Scatter(**frames[0][-1], **hidden))
+    figure.add_trace(trace("scatter", **frames[0][-1], **hidden))
     for kind, (symbol, colour, size) in KINDS.items():
         nodes = [n for n, d in network.graph.nodes(data=True) if d["kind"] == kind]
         if nodes:
-            figure.add_trace(_nodes(go, network, nodes, symbol, colour, size, lang))
+            figure.add_trace(_nodes(network, nodes, symbol, colour, size, lang))
     figure.update_layout(**plain_layout(_height(network), left=16, right=16, top=16, bottom=150))
     figure.update_layout(sliders=[_slider(frames, shares, edges, network, lang)], hovermode="closest")
     figure.update_xaxes(visible=False, fixedrange=True, range=_range_of(network, 0))
@@ -192,13 +190,12 @@ def _range(low: float, high: float) -> str:
     return "0 %" if high == 0 else f"> {low:.0%}" if math.isinf(high) else f"{low:.0%}–{high:.0%}"
 
 
-def _nodes(
-    go: Any, network: Topology, nodes: list[Any], symbol: str, colour: str, size: int, lang: str
-) -> Any:
+def _nodes(network: Topology, nodes: list[Any], symbol: str, colour: str, size: int, lang: str) -> Any:
     """Draw the nodes of one kind; a GPU is labelled with the rank that runs on it."""
     ranks = {network.gpus[number]: rank for rank, number in enumerate(network.place)}
     small = size if len(network.gpus) <= 32 else size * 0.6
-    return go.Scatter(
+    return trace(
+        "scatter",
         x=[float(_place(network, n)[0]) for n in nodes],
         y=[float(_place(network, n)[1]) for n in nodes],
         mode="markers+text",

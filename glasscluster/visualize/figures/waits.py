@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from glasscluster.visualize.figures.layout import CELL_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import KINDS
+from glasscluster.visualize.figures.picture import Picture, trace
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from glasscluster.sim.ranks.deadlock import Wait
 
 SIDE, NODE = 270, 0.34  # size of a panel in pixels; radius of a rank, the circle's being 1
@@ -33,14 +32,13 @@ class Panel:
     cycle: Collection[int] = ()
 
 
-def waits_figure(panels: Sequence[Panel], lang: str = "en", across: int = 3) -> Figure:
+def waits_figure(panels: Sequence[Panel], lang: str = "en", across: int = 3) -> Picture:
     """Draw the panels, `across` of them in a row.
 
     Ranks in the cycle differ by colour and shape from ranks that wait outside it.
     """
-    import plotly.graph_objects as go
 
-    figure, deep = go.Figure(), -(-len(panels) // across)
+    figure, deep = Picture(), -(-len(panels) // across)
     titles = []
     for i, panel in enumerate(panels):
         down, right = divmod(i, across)
@@ -57,8 +55,8 @@ def waits_figure(panels: Sequence[Panel], lang: str = "en", across: int = 3) -> 
                 f"yaxis{number}": {**look, "domain": y, "anchor": f"x{number}", **square},
             }
         )
-        for trace in _arrows(go, panel, number, lang):
-            figure.add_trace(trace)
+        for arrow in _arrows(panel, number, lang):
+            figure.add_trace(arrow)
         titles.append(
             {
                 "text": f"<b>{panel.title}</b>",
@@ -73,7 +71,7 @@ def waits_figure(panels: Sequence[Panel], lang: str = "en", across: int = 3) -> 
         )
     for name, colour, symbol in _legend(lang):
         marker = {"color": colour, "symbol": symbol, "size": 14}
-        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", name=name, marker=marker))
+        figure.add_trace(trace("scatter", x=[None], y=[None], mode="markers", name=name, marker=marker))
     figure.update_layout(
         **plain_layout(deep * SIDE + 62, left=10, right=10, top=6, bottom=56, size=15), annotations=titles
     )
@@ -87,7 +85,7 @@ def _legend(lang: str) -> tuple[tuple[str, str, str], ...]:
     return (stuck, STUCK, "circle"), (waits, IDLE, "square"), (over, OVER, "diamond")
 
 
-def _arrows(go: Any, panel: Panel, number: str, lang: str) -> list[Any]:
+def _arrows(panel: Panel, number: str, lang: str) -> list[Any]:
     """Draw an arrow for each wait, then the ranks. Arrows are bent a little, so that those between two ranks
     which wait for each other do not overlap.
     """
@@ -112,7 +110,8 @@ def _arrows(go: Any, panel: Panel, number: str, lang: str) -> list[Any]:
         verb = {"en": f"waits in {wait.kind}", "zh": f"在 {wait.kind} 中等待"}[lang]
         template = f"rank {wait.rank} {verb}: rank {wait.peer}<extra></extra>"
         traces.append(
-            go.Scatter(
+            trace(
+                "scatter",
                 x=xs,
                 y=ys,
                 mode="lines+markers",
@@ -132,7 +131,8 @@ def _arrows(go: Any, panel: Panel, number: str, lang: str) -> list[Any]:
     marker = {"symbol": shapes, "color": colours, "size": 40, "line": {"color": "#ffffff", "width": 2}}
     font = {"color": ["#000000" if c == STUCK else "#ffffff" for c in colours], "size": 20}
     traces.append(
-        go.Scatter(
+        trace(
+            "scatter",
             x=[p[0] for p in places],
             y=[p[1] for p in places],
             mode="markers+text",

@@ -13,7 +13,7 @@ from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.breakdown import BUSY
 from glasscluster.base.files import write_text
@@ -22,10 +22,15 @@ from glasscluster.base.sources import Paper, cited, papers, source_said
 from glasscluster.base.text import LANGUAGES, Said
 from glasscluster.sim.time.idle import possible_entries
 from glasscluster.visualize.figures import ledger
+from glasscluster.visualize.figures.layout import TEMPLATE
 from glasscluster.visualize.figures.palette import KINDS, kind_of_gap
+from glasscluster.visualize.figures.picture import Picture
 from glasscluster.visualize.page.chapters import chapter_contents, packed_graph, page_figures, plain, views
 from glasscluster.visualize.page.report import LessonPage, Report
 from glasscluster.visualize.words import CATALOGUE, word
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 PLOTLY = "plotly-basic-4.1.1.min.js"
 # Each file of ENGINE is a copy of the Python file that its header names, but for bar_arrays.js; none needs a
@@ -159,6 +164,7 @@ def render(report: Report) -> str:
         "figures": figures,
         "graphs": [packed_graph(c) for c in report.chapters],
         "views": dict(views(report)),
+        "template": TEMPLATE,
         "palette": {k: vars(look) for k, look in KINDS.items()},
         "ledger": ledger_csv(report),
         "words": page_words(report),
@@ -219,15 +225,17 @@ def _packed_plotly() -> str:
     return base64.b64encode(gzip.compress(plotly_source().encode(), 9, mtime=0)).decode()
 
 
-def figure_page(figure: Any) -> str:
-    """A page of one plotly figure that needs nothing beside it and opens no connection, about 0.6 MB."""
-    script = f'const PLOTLY = "{_packed_plotly()}", FIGURE = {_json(plain(figure))};{UNPACK}'
+def figure_page(figure: Picture | Figure) -> str:
+    """A page of one figure that needs nothing beside it and opens no connection, about 0.6 MB."""
+    content = plain(figure)
+    content["layout"].setdefault("template", TEMPLATE)
+    script = f'const PLOTLY = "{_packed_plotly()}", FIGURE = {_json(content)};{UNPACK}'
     return f"""<!doctype html><meta charset="utf-8"><title>GlassCluster</title>
 <div id="figure"></div><script>{script}</script>"""
 
 
-def notebook_html(figure: Any) -> str:
+def notebook_html(figure: Picture | Figure) -> str:
     """A figure for a notebook's output cell: a frame that holds its page."""
-    height = int(figure.layout.height or 450) + 24
+    height = int(plain(figure)["layout"].get("height", 450)) + 24
     style = f"width:100%;height:{height}px;border:0"
     return f'<iframe srcdoc="{escape(figure_page(figure), quote=True)}" style="{style}"></iframe>'

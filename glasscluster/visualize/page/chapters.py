@@ -25,6 +25,7 @@ from glasscluster.visualize.figures.memory import (
     memory_by_strategy,
     memory_over_time,
 )
+from glasscluster.visualize.figures.picture import Picture
 from glasscluster.visualize.figures.side_by_side import side_by_side_figure
 from glasscluster.visualize.figures.stepper import stepper_figure
 from glasscluster.visualize.figures.timeline import (
@@ -39,18 +40,30 @@ from glasscluster.visualize.page.pack import pack_timeline
 from glasscluster.visualize.page.report import Chapter, Report
 
 if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
     from glasscluster.sim.time.timeline import Timeline
 
 MEMORY_CURVES = 4  # ranks whose memory over time is drawn: the fullest first
 
 
 # ---- figures -----------------------------------------------------------------------------------------------
-def plain(figure: Any) -> dict[str, Any]:
-    """A plotly figure as the `data` and `layout` that plotly.js draws."""
-    from plotly.io import to_json
+def plain(figure: Picture | Figure) -> dict[str, Any]:
+    """The `data` and `layout` that plotly.js draws, as JSON; a number that JSON has not becomes null.
 
-    content = json.loads(to_json(figure, engine="json"))
+    Args:
+        figure: a picture, or a plotly.graph_objects.Figure of a scenario's own.
+    """
+    text = json.dumps(figure, default=_listed) if isinstance(figure, dict) else figure.to_json(engine="json")
+    content = json.loads(text, parse_constant=lambda _: None)
     return {"data": content["data"], "layout": content["layout"]}
+
+
+def _listed(value: Any) -> Any:
+    """Numbers and arrays of numpy as Python's own."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a figure cannot hold {value!r}")
 
 
 def _changed(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

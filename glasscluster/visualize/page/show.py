@@ -8,17 +8,22 @@ import tempfile
 import webbrowser
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.files import write_text
 from glasscluster.visualize.page.assemble import figure_page, notebook_html
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
-def show(figure: Any, name: str, path: str | Path | None = None) -> Path | None:
-    """Show a plotly figure, which zooms and says on hover what a bar is.
+    from glasscluster.visualize.figures.picture import Picture
+
+
+def show(figure: Picture | Figure, name: str, path: str | Path | None = None) -> Path | None:
+    """Show a figure, which zooms and says on hover what a bar is.
 
     Args:
-        figure: the plotly figure.
+        figure: a picture, or a figure of plotly's.
         name: what it is called on the terminal, and what its file is called.
         path: the file to write; by default one in a new temporary folder. A notebook needs none.
 

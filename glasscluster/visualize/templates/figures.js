@@ -7,9 +7,12 @@ const GlassFigures = function (page) {
   const WIDTHS = [900, 1100, 1400]; // tried where labels lie on each other
   const touched = matchMedia("(pointer: coarse)").matches;
 
-  /* A figure's data and layout in the language of the page; a copy. */
+  /* A figure's data and layout in the language of the page, with the page's template unless it has one of its
+     own; a copy. */
   function content(id) {
-    const { data, layout, zh } = JSON.parse(JSON.stringify(page.data.figures[id]));
+    const { template, figures } = page.data;
+    const { data, layout, zh } = JSON.parse(JSON.stringify(figures[id]));
+    layout.template ||= JSON.parse(JSON.stringify(template));
     if (page.state().lang === "en") return { data, layout };
     return {
       data: data.map((trace, i) => Object.assign(trace, zh.data[i])),

@@ -419,7 +419,7 @@ def figures(lab: Lab, moved: dict[str, Any], gradients: Any, losses: Any, counti
         series[lab.word("counting", lang)] = (RATES, [0.0] * len(RATES))
         figure = lines(series, lab.word("rate", lang), lab.word("above_counting", lang), log_x=True)
         for trace, (up, down) in zip(figure.data, ranges, strict=False):
-            trace.update(error_y={"type": "data", "symmetric": False, "array": up, "arrayminus": down})
+            trace["error_y"] = {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
         return figure.update_yaxes(rangemode="normal")
 
     def warmed(lang: str) -> Any:

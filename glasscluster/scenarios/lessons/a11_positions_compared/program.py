@@ -400,7 +400,7 @@ def beyond_length(lab: Lab, losses: Tensors, seq: int, best: float) -> None:
         drawn = lines(series, lab.word("up_to_token", lang), lab.word("loss", lang))
         for trace, of_seeds in zip(drawn.data, losses.values(), strict=False):
             half = [(max(x) - min(x)) / 2 for x in zip(*of_seeds, strict=True)]
-            trace.error_y = {"type": "data", "array": half, "thickness": 2, "width": 5}
+            trace["error_y"] = {"type": "data", "array": half, "thickness": 2, "width": 5}
         return drawn.update_xaxes(tickvals=at)
 
     lab.figure("beyond_length", by_place, seq=seq)

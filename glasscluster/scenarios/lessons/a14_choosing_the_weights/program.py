@@ -19,6 +19,7 @@ from glasscluster.model.text.texts import documents
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.sim.ranks.one_thread import one_thread
+from glasscluster.visualize.figures.picture import trace
 from glasscluster.visualize.figures.plots import bars, lines
 
 NAMES = ("python", "english", "chinese", "noise")
@@ -419,14 +420,16 @@ def law_figure(lab: Lab, law: Any, lang: str) -> Any:
     figure = lines(curves, lab.word("own_share", lang), lab.word("held_out_loss", lang))
     figure.update_traces(mode="lines")
     several = np.repeat(np.array(HELD_OUT), OTHER_SEEDS, axis=0)
-    for number, trace in enumerate(list(figure.data)):
+    for number, curve in enumerate(list(figure.data)):
         dots = {
             "dots_fitted": (np.array(FITTED)[:, number], measured[:, number], "circle-open"),
             "dots_held_out": (several[:, number], held_out[:, :, number].ravel(), "x"),
         }
         for key, (x, y, symbol) in dots.items():
-            colour = trace.line.color
+            colour = curve["line"]["color"]
             look = {"color": colour, "symbol": symbol, "size": 11, "line": {"width": 3, "color": colour}}
-            name = f"{trace.name}: {lab.word(key, lang)}"
-            figure.add_scatter(name=name, x=x.tolist(), y=y.tolist(), mode="markers", marker=look)
+            name = f"{curve['name']}: {lab.word(key, lang)}"
+            figure.add_trace(
+                trace("scatter", name=name, x=x.tolist(), y=y.tolist(), mode="markers", marker=look)
+            )
     return figure.update_yaxes(rangemode="normal")

@@ -183,5 +183,13 @@ def memory(lab: Lab, models: dict[str, Big], capacity: int, lang: str) -> Any:
     }
     figure = bars(groups, series, lab.word("gb", lang), stack=True)
     dashed = {"color": "#333333", "dash": "dash", "width": 2}
-    figure.add_hline(y=capacity / 1e9, line=dashed, annotation_text=f"{capacity / 1e9:.0f} GB")
-    return figure
+    figure.add_hline(y=capacity / 1e9, line=dashed)
+    end = {
+        "x": 1,
+        "xref": "x domain",
+        "xanchor": "right",
+        "y": capacity / 1e9,
+        "yref": "y",
+        "yanchor": "bottom",
+    }
+    return figure.add_annotation(text=f"{capacity / 1e9:.0f} GB", showarrow=False, **end)

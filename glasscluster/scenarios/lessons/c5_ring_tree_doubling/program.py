@@ -177,8 +177,8 @@ def time_by_size(lab: Lab, sizes: list[int], times: Any, replayed: Any, lang: st
     axes = (lab.word("buffer_bytes", lang), lab.word("milliseconds", lang))
     figure = lines(series, *axes, log_x=True, log_y=True)
     for number, trace in enumerate(figure.data):
-        mode = "lines" if number < len(times) else "markers"
-        trace.update(mode=mode, marker={"size": 14, "color": "#1f2933"})
+        trace["mode"] = "lines" if number < len(times) else "markers"
+        trace["marker"] |= {"size": 14, "color": "#1f2933"}
     return decades(figure)
 
 
