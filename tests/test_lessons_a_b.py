@@ -119,7 +119,7 @@ def test_positions_that_do_not_turn_evenly_and_another_base_fail_a4(monkeypatch)
 
         patch.setattr(rope, "_tables", uneven)
         found = failed("A4")
-    for layout in ("half", "interleaved"):
+    for layout in ("columns i and i + d/2 (half)", "columns 2i and 2i + 1 (interleaved)"):
         assert {
             f"{layout}: largest difference of scores at the same distance",
             f"{layout}: largest change of a vector's length",
@@ -130,7 +130,7 @@ def test_positions_that_do_not_turn_evenly_and_another_base_fail_a4(monkeypatch)
         "frequencies",
         lambda d, base, scaling="none", *rest: honest(d, base * (2 if scaling == "ntk" else 1), "none"),
     )
-    assert {"NTK: the slowest pair is stretched by"} <= failed("A4")
+    assert {"NTK, s = 4: the slowest pair is stretched by"} <= failed("A4")
 
 
 def test_norms_in_each_other_s_place_fail_a5(monkeypatch):
