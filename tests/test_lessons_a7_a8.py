@@ -58,7 +58,7 @@ def test_another_order_of_merges_a_lost_byte_and_another_first_loss_fail_a7(fail
     monkeypatch.setattr(a7, "bilingual", lambda: PAIRS)
     loss, kinds, small = (
         "first loss of the GPT that reads tokens",
-        ("en", "zh", "both"),
+        ("English", "Chinese", "both languages"),
         {"vocab": 300, "steps": 4},
     )
     with monkeypatch.context() as patch:
@@ -66,7 +66,9 @@ def test_another_order_of_merges_a_lost_byte_and_another_first_loss_fail_a7(fail
         patch.setattr(
             bpe, "pairwise", lambda word: pairs(word[:-1])
         )  # the last pair of a piece is not counted
-        assert "texts whose merges are not those of counting anew each time" in failed("A7", **small)
+        assert "texts from which the tokenizer learns other merges than the plain algorithm" in failed(
+            "A7", **small
+        )
     with monkeypatch.context() as patch:
         back = Tokenizer.decode_bytes
         patch.setattr(
@@ -74,7 +76,7 @@ def test_another_order_of_merges_a_lost_byte_and_another_first_loss_fail_a7(fail
         )
         assert failed("A7", **small) == {
             loss,
-            *(f"texts that come back otherwise, tokenizer for {name}" for name in kinds),
+            *(f"texts that differ after encoding and decoding, tokenizer for {name}" for name in kinds),
         }  # ln 300, not ln 256
     honest = Tokenizer.train
 

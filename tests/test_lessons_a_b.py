@@ -74,13 +74,14 @@ def test_a_wrong_divisor_other_costs_and_another_first_loss_fail_a1(monkeypatch)
     lengths = (64, 128, 256, 512)
     with monkeypatch.context() as patch:
         altered(patch, more("flops"))
-        assert failed("A1") == {f"FLOPs of a head over {n} tokens" for n in lengths} | {
+        assert failed("A1") == {f"FLOPs of a head of d = 64 over {n} tokens" for n in lengths} | {
             "power of the length with which FLOPs grow"
         }
     with monkeypatch.context() as patch:
         altered(patch, more("bytes"))
-        assert failed("A1") == {f"bytes of a head over {n} tokens" for n in lengths}
-    assert failed("A1", type("Worse", (Untrained,), {"loss": 5.7})) == {"first loss of a GPT over 256 tokens"}
+        assert failed("A1") == {f"bytes of a head of d = 64 over {n} tokens, fp32" for n in lengths}
+    worse = type("Worse", (Untrained,), {"loss": 5.7})
+    assert failed("A1", worse) == {"first loss of a GPT with a vocabulary of 256"}
     honest = torch.randn
     monkeypatch.setattr(torch, "randn", lambda *size, **how: honest(*size, **how) * 1.05)
     assert {f"variance of q·k, d = {d}" for d in (8, 32, 128, 512)} <= failed("A1")
@@ -88,9 +89,10 @@ def test_a_wrong_divisor_other_costs_and_another_first_loss_fail_a1(monkeypatch)
 
 def test_a_mask_that_leaks_and_a_relation_of_another_size_fail_a2(monkeypatch):
     honest, run = a2.allowed, a2.transformer
+    moved = "pairs (i, j) in which token j influences output i"
     with monkeypatch.context() as patch:
         patch.setattr(a2, "allowed", lambda kind, n: honest("causal" if kind == "packed" else kind, n))
-        assert "packed: pairs that influence each other" in failed("A2")
+        assert f"packed documents: {moved}" in failed("A2")
 
     def leaking(x: Any, weights: Any, mask: Any) -> Any:
         hole = mask.clone()
@@ -100,8 +102,8 @@ def test_a_mask_that_leaks_and_a_relation_of_another_size_fail_a2(monkeypatch):
     monkeypatch.setattr(a2, "transformer", leaking)
     rows = {
         f"{kind}: {row}"
-        for kind in ("causal", "packed")
-        for row in ("pairs that influence each other", "pairs that are not as the mask says")
+        for kind in ("causal", "packed documents")
+        for row in (moved, "pairs that are not as the mask says")
     }
     assert failed("A2") >= rows | {"largest influence of one packed document on another"}
 
@@ -117,7 +119,7 @@ def test_positions_that_do_not_turn_evenly_and_another_base_fail_a4(monkeypatch)
 
         patch.setattr(rope, "_tables", uneven)
         found = failed("A4")
-    for layout in ("half", "interleaved"):
+    for layout in ("columns i and i + d/2 (half)", "columns 2i and 2i + 1 (interleaved)"):
         assert {
             f"{layout}: largest difference of scores at the same distance",
             f"{layout}: largest change of a vector's length",
@@ -128,7 +130,7 @@ def test_positions_that_do_not_turn_evenly_and_another_base_fail_a4(monkeypatch)
         "frequencies",
         lambda d, base, scaling="none", *rest: honest(d, base * (2 if scaling == "ntk" else 1), "none"),
     )
-    assert {"NTK: the slowest pair is stretched by"} <= failed("A4")
+    assert {"NTK, s = 4: the slowest pair is stretched by"} <= failed("A4")
 
 
 def test_norms_in_each_other_s_place_fail_a5(monkeypatch):

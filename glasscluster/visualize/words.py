@@ -502,6 +502,7 @@ UNITS = {
     "nats": "nat",
     "nats a byte": "nat/字节",
     "numbers": "个数",
+    "occurrences": "次",
     "of the step": "占一步的比例",
     "of the work": "占工作量的比例",
     "positions": "个位置",

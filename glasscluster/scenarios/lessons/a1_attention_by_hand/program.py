@@ -12,6 +12,7 @@ import torch
 from glasscluster.model.layers.attention import unfused_attention
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
+from glasscluster.scenarios.texts import listed
 from glasscluster.sim.recording.events import COMPUTE
 from glasscluster.strategies.plan import make_model
 from glasscluster.visualize.figures.plots import lines
@@ -94,12 +95,10 @@ def attention_by_hand(lab: Lab, d: int = 64, n: int = 512) -> None:
     flops = [int(graph.flops[rows].sum()) for rows in at]
     moved = [int(graph.bytes[rows].sum()) for rows in at]
     for i, length in enumerate(lengths):
-        products = 4 * length**2 * d
-        lab.row(
-            "flops_of_a_head", products, flops[i], "2n²d for QKᵀ, 2n²d for PV", unit="FLOPs", length=length
-        )
-        elements = 4 * length**2 + 4 * length * d
-        lab.row("bytes_of_a_head", 4 * elements, moved[i], "Eq 7: 4n² + 4nd elements", length=length)
+        products, elements = 4 * length**2 * d, 4 * length**2 + 4 * length * d
+        work, traffic = "2n²d for QKᵀ, 2n²d for the weights times V", "Eq 7: 4n² + 4nd numbers"
+        lab.row("flops_of_a_head", products, flops[i], work, unit="FLOPs", d=d, length=length)
+        lab.row("bytes_of_a_head", 4 * elements, moved[i], traffic, d=d, length=length)
     power = float(np.polyfit(np.log(lengths), np.log(flops), 1)[0])
     lab.row(
         "power_of_the_length", 2, power, "O(n²d)", unit="", tolerance=1e-9
@@ -112,25 +111,26 @@ def attention_by_hand(lab: Lab, d: int = 64, n: int = 512) -> None:
     lab.row("first_loss", uniform, first, "Eq 37: ln V", **chance, tolerance=0.1, vocab=model.vocab)
 
     place, even = dims.index(128), math.log(KEYS)
-    raw, divided = measured["entropy"]["raw"], measured["entropy"]["divided"]
+    (divided, raw), slope = measured["entropy"].values(), measured["slope"]
     lost = sum(after < before for before, after in pairwise(raw))
-    lab.row("entropy_lost", len(dims) - 1, lost, "a larger deviation picks fewer keys", unit="sizes")
+    source = "a larger deviation picks fewer keys"
+    lab.row("entropy_lost", len(dims) - 1, lost, source, unit="steps", dims=listed(dims))
     lab.ask("entropy_undivided", raw[place], "nats", KEYS=KEYS, d=dims[place], even=even)
 
     figures(lab, measured, dims, lengths, flops, moved)
     falls: dict[str, Any] = {"divided": divided[place], "raw": raw[place], "even": even}
-    lab.tell("entropy_falls", variance=measured["variance"][place], **falls)
-    slope = measured["slope"]
+    lab.tell("entropy_falls", size=dims[place], variance=measured["variance"][place], **falls)
     lab.tell("gradient_falls", slope_divided=slope["divided"][place], slope_raw=slope["raw"][place])
     grown: dict[str, Any] = {
         "shortest": lengths[0],
         "longest": lengths[-1],
         "times": lengths[-1] / lengths[0],
         "times_flops": flops[-1] / flops[0],
+        "times_bytes": moved[-1] / moved[0],
     }
     lab.tell("flops_grow", view="tab=timeline&run=attention", **grown)
     lab.tell("first_loss", view="tab=checks&run=gpt", vocab=model.vocab, uniform=uniform, first=first)
-    lab.conclude(raw=raw[place], even=even)
+    lab.conclude(raw=raw[place], even=even, size=dims[place])
     lab.explain()
     lab.own_number(raw=raw[place], divided=divided[place], size=dims[place])
 

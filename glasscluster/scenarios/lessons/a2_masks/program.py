@@ -71,7 +71,9 @@ def program(gpu: Any, h: int) -> dict[str, Any]:
         hidden[0] = True  # this query may see nothing
         for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
             added = scores.to(dtype) + torch.where(hidden, -1e9, 0.0).to(dtype)
-            measured[name] = int(added.softmax(-1).isnan().any(-1).sum())
+            attention = added.softmax(-1)
+            measured[name] = int(attention.isnan().any(-1).sum())
+            measured[f"uneven_{name}"] = float(attention[0].max() - attention[0].min())
         q, k, v = torch.randn(3, 1, 1, n, h, generator=draw, dtype=torch.float64)
     with gpu.region("forward", layer=0, micro_batch=0):
         ours = unfused_attention(q, k, v)
@@ -97,10 +99,11 @@ def masks(lab: Lab, h: int = 16) -> None:
     }
     for kind in KINDS:
         moved = sum(x != 0 for row in measured[kind] for x in row)
-        relation = "the relation, and each token itself"
-        lab.row("pairs_with_influence", size[kind], moved, relation, unit="pairs", kind=kind)
+        relation = "allowed(i, j), or i = j: the residual"
+        name = lab.text(kind, pads=PADS, n=n)
+        lab.row("pairs_with_influence", size[kind], moved, relation, unit="pairs", kind=name)
         wrong = pairs_not_as_masked(measured[kind], allowed(kind, n).tolist())
-        lab.row("pairs_not_as_masked", 0, wrong, "allowed(i, j)", unit="pairs", kind=kind)
+        lab.row("pairs_not_as_masked", 0, wrong, "allowed(i, j)", unit="pairs", kind=name)
     may = allowed("packed", n).tolist()
     leak = max(measured["packed"][i][j] for i in range(n) for j in range(n) if not may[i][j])
     lab.row("between_documents", 0, leak, "exactly 0", unit="absolute")
@@ -109,6 +112,8 @@ def masks(lab: Lab, h: int = 16) -> None:
         "nan_in_fp16", 1, measured["fp16"], "−1e9 is −∞ in fp16: 0/0 where a row sees nothing", unit="rows"
     )
     lab.row("nan_in_bf16", 0, measured["bf16"], "bf16 has the range of fp32", unit="rows")
+    uneven, source = measured["uneven_bf16"], "beside −1e9 a score is less than a rounding"
+    lab.row("uneven_in_bf16", 0, uneven, source, unit="absolute")
 
     packed, pairs = size["packed"], n * n
     lab.ask("pairs_allowed", packed, documents=listed(DOCUMENTS), n=n, pairs=pairs)
@@ -121,7 +126,7 @@ def masks(lab: Lab, h: int = 16) -> None:
     lab.tell("causal_alone", view="tab=ledger", across=size["causal"] - packed)
     lab.tell("padded_token", view="tab=ledger")
     lab.tell("added_mask", view="tab=ledger", fp16=measured["fp16"], bf16=measured["bf16"])
-    lab.conclude(packed=packed, causal=size["causal"])
+    lab.conclude(packed=packed, across=size["causal"] - packed)
     lab.explain()
     lab.own_number(packed=packed, pairs=pairs)
 
@@ -141,5 +146,5 @@ def table(lab: Lab, kind: str, moved: list[list[float]], lang: str) -> Table:
     tokens = [str(i) for i in range(len(moved))]
     text = [["" if x else "0" for x in row] for row in moved]
     fill = [[shade(0.2 + 0.8 * x / top) if x else "#ffffff" for x in row] for row in moved]
-    title = lab.word(kind, lang, pads=PADS)
+    title = lab.word(kind, lang, pads=PADS, n=len(moved))
     return Table(title, tokens, tokens, text, fill, lab.word("input_changed", lang), lab.word("output", lang))

@@ -50,10 +50,10 @@ def program(gpu: Any, d: int, n: int, shift: int, factor: int) -> dict[str, Any]
         measured["squeezed"] = float((last @ first / d**0.5 - unshifted[n - 1, 0]).abs())
         measured["curve"] = unshifted[:, 0].tolist()
 
-        # learned positions, which are added: scores depend on the places, not on their distance alone
+        # positions that are added, as learned ones are: scores depend on the places, not on distance alone
         table = torch.randn(2 * n, d, generator=draw, dtype=torch.float64)
         added = (q[0, 0, 0] + table[:n]) @ (k[0, 0, 0] + table[:n]).T / d**0.5
-        measured["learned"] = max(spread(added, offset) for offset in range(1, 4))
+        measured["added"] = max(spread(added, offset) for offset in range(1, 4))
     return measured
 
 
@@ -72,30 +72,32 @@ def rope_is_relative(lab: Lab, d: int = 64, n: int = 128, shift: int = 1000, fac
     measured = run.results[0]
     rounding: dict[str, Any] = {"unit": "absolute", "tolerance": 1e-12}
     for layout in LAYOUTS:
-        shifted: dict[str, Any] = {"unit": "absolute", "tolerance": 1e-11, "layout": layout, "shift": shift}
+        name = lab.text(layout)
+        shifted: dict[str, Any] = {"unit": "absolute", "tolerance": 1e-11, "layout": name, "shift": shift}
         lab.row("change_by_a_shift", 0, measured["moved"][layout], "Eq 4, float64", **shifted)
-        lab.row("same_distance", 0, measured["uneven"][layout], "Eq 4, float64", **rounding, layout=layout)
-        lab.row("length", 0, measured["length"][layout], "a rotation", **rounding, layout=layout)
+        lab.row("same_distance", 0, measured["uneven"][layout], "Eq 4, float64", **rounding, layout=name)
+        lab.row("length", 0, measured["length"][layout], "a rotation", **rounding, layout=name)
     source = "2306.15595: positions over s"
     lab.row("interpolated_score", 0, measured["squeezed"], source, **rounding, factor=factor, last=n - 1)
 
     base, pairs = 10_000.0, d // 2
     plain, ntk = frequencies(d, base), frequencies(d, base, "ntk", float(factor))
-    lab.row("ntk_slowest", factor, plain[-1] / ntk[-1], "base · s^(d/(d−2))", unit="×", tolerance=1e-9)
-    lab.row("ntk_fastest", 1, plain[0] / ntk[0], "θ_0 = 1 for any base", unit="×", tolerance=1e-12)
+    times: dict[str, Any] = {"unit": "×", "factor": factor}
+    lab.row("ntk_slowest", factor, plain[-1] / ntk[-1], "base · s^(d/(d−2))", **times, tolerance=1e-9)
+    lab.row("ntk_fastest", 1, plain[0] / ntk[0], "θ_0 = 1 for any base", **times, tolerance=1e-12)
     new = sum(2 * math.pi / angle > n for angle in plain)
     expected = pairs - 1 - math.floor(pairs * math.log(n / (2 * math.pi)) / math.log(base))
     lab.row("not_turned_once", expected, new, "2π/θ_i > L ⇔ i > d/2 · ln(L/2π)/ln base", unit="pairs", n=n)
 
-    lab.ask("pairs_not_turned", new, d=d, pairs=pairs, n=n, base=base)
+    lab.ask("pairs_not_turned", new, d=d, pairs=pairs, last=pairs - 1, n=n, base=base)
     figures(lab, d, n, float(factor), measured["curve"])
-    lab.tell("shift_changes_nothing", view="tab=ledger", shift=shift, moved_half=measured["moved"]["half"])
-    lab.tell("learned_positions", view="tab=ledger", learned=measured["learned"])
+    lab.tell("shift_changes_nothing", view="tab=ledger", shift=shift, moved=max(measured["moved"].values()))
+    lab.tell("learned_positions", view="tab=ledger", added=measured["added"])
     lab.tell("not_turned", view="tab=story", new=new, pairs=pairs, n=n)
     lab.tell("interpolation", view="tab=ledger", factor=factor, far=factor * (n - 1), last=n - 1)
-    lab.conclude(shift=shift, factor=factor, new=new, pairs=pairs)
+    lab.conclude(shift=shift, n=n, new=new, pairs=pairs)
     lab.explain()
-    lab.own_number(new=new, pairs=pairs, n=n, factor=factor)
+    lab.own_number(new=new, pairs=pairs, n=n, slowest=2 * math.pi / plain[-1])
 
 
 def figures(lab: Lab, d: int, n: int, factor: float, curve: list[float]) -> None:

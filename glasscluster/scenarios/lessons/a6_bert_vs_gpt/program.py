@@ -66,7 +66,7 @@ def bert_vs_gpt(lab: Lab, steps: int = 20, seq: int = 64) -> None:
     count: dict[str, Any] = {"unit": "tokens"}
     lab.row("tokens_causal", tokens, with_loss["causal"], "every token has a next one", **count)
     chosen = SEQUENCES * round(0.15 * seq)
-    lab.row("tokens_masked", chosen, with_loss["masked"], "0.15·T a sequence", **count)
+    lab.row("tokens_masked", chosen, with_loss["masked"], "round(0.15·s) a sequence", **count)
     fate = fates(VOCAB, seq, 2000)
     for name, share in (("hidden", 0.8), ("changed", 0.1), ("kept", 0.1)):
         # five standard errors of a share, and the random token that happens to be the one that was there
@@ -79,15 +79,15 @@ def bert_vs_gpt(lab: Lab, steps: int = 20, seq: int = 64) -> None:
     lab.ask("ratio", ratio, seq=seq, share=0.15)
     lab.figure("same_text", lambda lang: coloured_text(lab, batches, lang))
     figures_of_training(lab, losses, with_loss, tokens)
-    lab.tell("tokens_with_loss", view="tab=ledger", tokens=tokens, **with_loss, ratio=ratio)
-    shares: dict[str, Any] = {name: fate[name] for name in ("hidden", "changed", "kept")}
-    lab.tell("fates", view="tab=ledger", **shares)
+    batch: dict[str, Any] = {"tokens": tokens, "sequences": SEQUENCES, "seq": seq}
+    lab.tell("tokens_with_loss", view="tab=ledger", **batch, **with_loss, ratio=ratio)
+    lab.tell("fates", view="tab=ledger", **fate)
     ends: dict[str, Any] = {f"loss_{kind}": values[-1] for kind, values in losses.items()}
-    lab.tell("after_training", view="tab=story", steps=steps, **ends, uniform=math.log(VOCAB))
+    lab.tell("after_training", view="tab=story", steps=steps, **ends, vocab=VOCAB, uniform=math.log(VOCAB))
     lab.tell("two_ranks", view="tab=checks&run=masked")
     lab.conclude(ratio=ratio)
     lab.explain()
-    lab.own_number(ratio=ratio, share=with_loss["masked"] / tokens)
+    lab.own_number(ratio=ratio, seq=seq, chosen=with_loss["masked"] // SEQUENCES)
 
 
 def coloured_text(lab: Lab, batches: dict[str, Any], lang: str) -> Any:

@@ -113,7 +113,7 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
 
     per = {name: {lang: size[lang] / counts[name][lang] for lang in size} for name in made}
     blanks: dict[str, Any] = {"english": size["en"], "chinese": size["zh"]}
-    lab.ask("ratio", ratio["en"], vocab=vocab, held=per["en"]["en"], **blanks)
+    lab.ask("ratio", ratio["en"], vocab=vocab, held=per["en"]["en"], held_chinese=per["en"]["zh"], **blanks)
     lab.figure("bytes_by_tokenizer", lambda lang: bytes_per_token(lab, per, lang))
     for name in ("en", "both"):
         lab.figure(f"merges_{name}", partial(merge_tree_figure, made[name], MARKED))
@@ -124,7 +124,14 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
     lab.tell("learned_from_others", ratio_zh=ratio["zh"], ratio_both=ratio["both"])
     blanks = {f"loss_{name}": each["loss"] for name, each in results.items()}
     bits: dict[str, Any] = {f"bits_{name}": each["bits"] for name, each in results.items()}
-    lab.tell("after_training", view="tab=story", steps=steps, **blanks, **bits)
+    lab.tell(
+        "after_training",
+        view="tab=story",
+        steps=steps,
+        held_tokens=results["tokens"]["bytes"],
+        **blanks,
+        **bits,
+    )
     lab.conclude(ratio_en=ratio["en"], ratio_both=ratio["both"])
     lab.explain()
     lab.own_number(ratio_en=ratio["en"], vocab=vocab, merges=vocab - 256, **bits)
@@ -140,7 +147,9 @@ def check_the_algorithm(lab: Lab, sentences: list[bytes]) -> None:
         pairs = [(learned.tokens[a], learned.tokens[b]) for a, b in learned.merges]
         wrong += by_hand(pieces, merges) != pairs
     lab.row("merges_not_as_counted_anew", 0, wrong, "1508.07909, algorithm 1", unit="texts")
-    lab.row("paper_dictionary", 6 + 3, learn(paper, 257).counts[0], "newest 6, widest 3", unit="times")
+    lab.row(
+        "paper_dictionary", 6 + 3, learn(paper, 257).counts[0], "1508.07909, algorithm 1", unit="occurrences"
+    )
 
 
 def check_a_tokenizer(lab: Lab, name: str, tokenizer: Tokenizer, texts: dict[str, list[bytes]]) -> None:
