@@ -316,22 +316,23 @@ CATALOGUE: dict[str, Said] = {
         "{guess} {unit} cannot be: the answer is in {unit} and lies between {low} and {high}.",
         "不可能是 {guess} {unit}：答案以 {unit} 为单位，介于 {low} 与 {high} 之间。",
     ),
-    "see_lesson": Said("The lesson that answers it:", "解答这个问题的一课："),
+    "see_lesson": Said("The lesson that answers it:", "见课程："),
     "in_code": Said("In code", "代码"),
     "in_code_about": Said("The lines that ran, from this package:", "本次运行过的代码，取自本软件包："),
     "formula_number": Said(
         "Eq numbers are those of docs/formulas.md.", "Eq 的编号见 docs/formulas.md（公式表）。"
     ),
     "match_x": Said(
-        "X, exact: whole numbers or bits equal what the run counted.",
-        "X，精确：整数或比特与运行中的计数相等。",
+        "X, exact: whole numbers or bits equal what the run counted; sums of floating-point numbers to rounding.",
+        "X，精确：整数或比特与运行中的计数相等；浮点数之和只差舍入误差。",
     ),
     "match_v": Said(
         "V, virtual: equal in simulated time to 1e-9, under the formula's assumptions.",
         "V，虚拟时间：在公式的假设下，与模拟时间相差不超过 1e-9。",
     ),
     "match_t": Said(
-        "T, statistical: within the tolerance that the row states.", "T，统计：在该行给出的容差之内。"
+        "T, statistical: within the row's tolerance, which ledger.csv has.",
+        "T，统计：在该行的容差之内，容差见 ledger.csv。",
     ),
     "sources": Said("Sources", "来源"),
     "what_ran": Said("Run and see", "运行与观察"),
@@ -368,9 +369,9 @@ CATALOGUE: dict[str, Said] = {
         "本次运行没有故事。scenario 可用 lab.tell(...) 讲述。",
     ),
     "no_traffic": Said(
-        "No bytes were counted: nothing was sent, or the collectives were native (then use --algorithm "
-        "ring).",
-        "没有计到字节：没有发送任何数据，或用了原生集合通信（可改用 --algorithm ring）。",
+        "No bytes were counted: there is one rank, or nothing was sent, or the library's own collectives sent it "
+        "(--algorithm ring counts them).",
+        "没有计到字节：只有一个 rank、没有发送数据，或由通信库自己的集合通信发送（--algorithm ring 会计数）。",
     ),
     "no_memory": Said(
         "No memory was recorded: memory is counted of runs that hold tensors (record=True).",

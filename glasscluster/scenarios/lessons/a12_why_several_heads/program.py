@@ -265,7 +265,14 @@ def exact_rows(lab: Lab, graph: Any, measured: dict[int, dict[str, int]], n: int
         lab.row("rank_of_logarithm", min(n, d + 1), of["logarithm"], "scores less a number a row", **here)
         lab.row("parameters", 4 * h * h + 4 * h, of["parameters"], "1706.03762 §3.2.2", **here)
         products = int(graph.flops[(graph.kind == COMPUTE) & (graph.micro_batch == place)].sum())
-        lab.row("products", 4 * n * n * h, products, "2n²d for QKᵀ, 2n²d for PV", unit="FLOPs", heads=heads)
+        lab.row(
+            "products",
+            4 * n * n * h,
+            products,
+            "2n²d for QKᵀ, 2n²d for the weights times V",
+            unit="FLOPs",
+            heads=heads,
+        )
 
 
 def look_up_rows(lab: Lab, looked: dict[str, dict[str, Any]]) -> dict[str, float]:
