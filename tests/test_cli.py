@@ -257,7 +257,7 @@ BAD = [
     ("train --heads 5", "heads", "4"),
     ("train --zero 4", "zero", "3"),
     ("train --schedule 1f1c", "schedule", "1f1b"),
-    ("train --pp 2 --virtual-stages 3", "virtual_stages", "2"),
+    ("train --pp 2 --virtual-stages 4", "virtual_stages", "3"),
     ("train --pp 2 --schedule zb-v --virtual-stages 3", "virtual_stages", "2"),
     ("train --pp 2 --schedule 1f1b --virtual-stages 3", "virtual_stages", "1"),
     ("train --pp 2 --virtual-stages 2 --layers-per-stage 1,1,2", "layers_per_stage", "1,1,1,1"),

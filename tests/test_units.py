@@ -81,9 +81,11 @@ def test_a_large_prediction_is_told_in_seconds_with_what_memory_is_left(capsys):
     content = {"iteration_time_s": 11.77, "hardware": "dgx-h100", **share, "kernels": 10, "launch_s": 5e-5}
     content |= {"breakdown_s": {"compute": 11.77}, **dict.fromkeys(PAPERS)}
     content |= {"peak_memory_gib": 70.2, "memory_capacity_gib": 74.5, "memory_margin_gib": 4.3, "fits": True}
+    content["sentence"] = {"en": "First this.", "zh": "先说这句。"}
     predict.show(content)
     said = capsys.readouterr().out
-    assert said.startswith("11.77 s a step on dgx-h100 (virtual)")
+    assert said.startswith("First this.\n先说这句。\n")
+    assert "11.77 s a step on dgx-h100 (virtual)" in said
     assert "70.200 GiB of 74.5 GiB: a tight fit, 4.3 GiB (6%) are left" in said
     assert "launching" not in said
     predict.show({**content, "memory_margin_gib": 30.0})

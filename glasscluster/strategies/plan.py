@@ -172,6 +172,13 @@ class Plan(
 
         Returns:
             What `check` would raise.
+
+        Example:
+            >>> from glasscluster.strategies.plan import make_model, make_plan
+            >>> make_plan(tp=2).refusal(make_model("tiny")) is None
+            True
+            >>> make_plan(tp=3).refusal(make_model("tiny")).field
+            'tp'
         """
         try:
             self._check(model, runs)

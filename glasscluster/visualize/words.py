@@ -323,7 +323,7 @@ CATALOGUE: dict[str, Said] = {
         "Eq numbers are those of docs/formulas.md.", "Eq 的编号见 docs/formulas.md（公式表）。"
     ),
     "match_x": Said(
-        "X, exact: whole numbers or bits equal what the run counted; sums of floating-point numbers to rounding.",
+        "X, exact: whole numbers or bits equal what the run counted; floating-point sums to rounding.",
         "X，精确：整数或比特与运行中的计数相等；浮点数之和只差舍入误差。",
     ),
     "match_v": Said(
@@ -369,8 +369,8 @@ CATALOGUE: dict[str, Said] = {
         "本次运行没有故事。scenario 可用 lab.tell(...) 讲述。",
     ),
     "no_traffic": Said(
-        "No bytes were counted: there is one rank, or nothing was sent, or the library's own collectives sent it "
-        "(--algorithm ring counts them).",
+        "No bytes were counted: there is one rank, or nothing was sent, or the library's own collectives "
+        "sent it (--algorithm ring counts them).",
         "没有计到字节：只有一个 rank、没有发送数据，或由通信库自己的集合通信发送（--algorithm ring 会计数）。",
     ),
     "no_memory": Said(

@@ -30,23 +30,23 @@ def plan_command(request: PlannerRequest, say: Callable[[str], None]) -> dict[st
     machine.gpu.peak(base.precision)
     legal = layouts(request.gpus, model, base, fixed)
     say(f"{len(legal):,} legal layouts of {request.gpus:,} GPUs")
-    found = search(
+    outcome = search(
         legal, model, machine, lambda plan: measured(plan, model, request.hardware), request.top, say
     )
     content = {
         "schema": "glass.plan/1",
         "hardware": machine.name,
         "gpus": request.gpus,
-        "considered": found.considered,
-        "fitting": found.fitting,
-        "replayed": found.replayed,
-        "best": [_shown(layout, request, machine) for layout in found.best],
-        "why_not": why_not(found, machine),
+        "considered": outcome.considered,
+        "fitting": outcome.fitting,
+        "replayed": outcome.replayed,
+        "best": [_shown(layout, request, machine) for layout in outcome.best],
+        "why_not": why_not(outcome, machine),
         "wall_s": time.perf_counter() - begun,
         "report": None,
     }
     if request.out is not None:
-        content["report"] = str(write(content, found, machine, request.out))
+        content["report"] = str(write(content, outcome, machine, request.out))
     return content
 
 
@@ -83,7 +83,7 @@ def shape_of(layout: Layout) -> Shape:
     return plan.dp, plan.tp, plan.pp, plan.cp, plan.ep
 
 
-def by_shape(found: Found) -> dict[Shape, Layout]:
+def by_shape(outcome: Found) -> dict[Shape, Layout]:
     """The best layout of each way to share out the GPUs: the quickest of those that may fit, if any may."""
     shapes: dict[Shape, Layout] = {}
 
@@ -91,20 +91,20 @@ def by_shape(found: Found) -> dict[Shape, Layout]:
         full = not layout.content.get("fits", True) or layout.bytes > capacity
         return full, *layout.order
 
-    capacity = found.capacity
-    for layout in sorted([*found.best, *found.others], key=rank):
+    capacity = outcome.capacity
+    for layout in sorted([*outcome.best, *outcome.others], key=rank):
         shapes.setdefault(shape_of(layout), layout)
     return shapes
 
 
-def why_not(found: Found, machine: Hardware) -> list[dict[str, Any]]:
+def why_not(outcome: Found, machine: Hardware) -> list[dict[str, Any]]:
     """Of every other way to share out the GPUs its best layout with a reason; the ten nearest."""
-    if not found.best:
-        others = sorted(by_shape(found).values(), key=lambda layout: layout.bytes)[:SHOWN]
+    if not outcome.best:
+        others = sorted(by_shape(outcome).values(), key=lambda layout: layout.bytes)[:SHOWN]
         return [_because(layout, layout, machine) for layout in others]
-    first = found.best[0]
-    taken = {shape_of(layout) for layout in found.best}
-    others = [layout for shape, layout in by_shape(found).items() if shape not in taken]
+    first = outcome.best[0]
+    taken = {shape_of(layout) for layout in outcome.best}
+    others = [layout for shape, layout in by_shape(outcome).items() if shape not in taken]
     return [_because(layout, first, machine) for layout in others[:SHOWN]]
 
 

@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 FULL = "#e6e6e6"  # the fill of a cell where nothing fits
 
 
-def write(content: dict[str, Any], found: Found, machine: Hardware, out: str) -> Path:
+def write(content: dict[str, Any], outcome: Found, machine: Hardware, out: str) -> Path:
     """Write the report; returns its path."""
     folder = output_folder(out, "plan")
     with rewriting(folder) as beside:
-        _write(content, found, machine, beside)
+        _write(content, outcome, machine, beside)
         write_run_json(beside, {**content, "report": str(folder / "report.html")})
     return folder / "report.html"
 
 
-def _write(content: dict[str, Any], found: Found, machine: Hardware, folder: Path) -> None:
+def _write(content: dict[str, Any], outcome: Found, machine: Hardware, folder: Path) -> None:
     name = f"{content['gpus']:,} GPUs · {machine.name}"
-    if found.best:
-        took = written_time(found.best[0].seconds)
+    if outcome.best:
+        took = written_time(outcome.best[0].seconds)
         finding = Said(
-            f"The quickest of {found.considered:,} legal layouts takes {took} a step (virtual); "
-            f"{found.replayed:,} were replayed, and no bound of the others is under it.",
-            f"{found.considered:,} 种合法布局中最快的一种每步 {took}（虚拟）；重放了 {found.replayed:,} 种，"
+            f"The quickest of {outcome.considered:,} legal layouts takes {took} a step (virtual); "
+            f"{outcome.replayed:,} were replayed, and no bound of the others is under it.",
+            f"{outcome.considered:,} 种合法布局中最快的一种每步 {took}（虚拟）；重放了 {outcome.replayed:,} 种，"
             "其余布局的下界都不低于它。",
         )
     else:
@@ -52,7 +52,7 @@ def _write(content: dict[str, Any], found: Found, machine: Hardware, folder: Pat
         finding,
         [],
         [StoryStep(text, "") for text in _story(content)],
-        figures=[(title, lambda lang: heat_map(found, machine, lang))],
+        figures=[(title, lambda lang: heat_map(outcome, machine, lang))],
     )
     write_report(page, folder / "report.html")
 
@@ -70,9 +70,9 @@ def _story(content: dict[str, Any]) -> list[Said]:
     return said
 
 
-def heat_map(found: Found, machine: Hardware, lang: str) -> Figure:
+def heat_map(outcome: Found, machine: Hardware, lang: str) -> Figure:
     """Draw a table of cells: tensor and context parallelism down, the pipeline across; the best of each."""
-    layouts = [*found.best, *found.others]
+    layouts = [*outcome.best, *outcome.others]
     downs = sorted({(one.plan.tp, one.plan.cp) for one in layouts})
     across = sorted({one.plan.pp for one in layouts})
     cells = {(down, pp): _best_of(layouts, down, pp, machine) for down in downs for pp in across}

@@ -167,9 +167,9 @@ class _Held:
 
 
 @lru_cache(maxsize=4096)
-def _seconds(operation: str, nbytes: int, n: int, apart: int, _name: str, held: _Held) -> float:
+def _seconds(operation: str, nbytes: int, n: int, stride: int, _name: str, held: _Held) -> float:
     hw = held.machine
-    members = range(0, n * apart, apart)
+    members = range(0, n * stride, stride)
     nodes = len({member // hw.node_size for member in members})
     if hw.gpu.sm:
         as_built = hw.scaled(bandwidth=1 / hw.bandwidth_scale, latency=1 / hw.latency_scale)

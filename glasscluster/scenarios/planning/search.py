@@ -92,7 +92,7 @@ def search(
         measure: what `glass predict` says of a plan.
         bound: what no replay of a plan can be under.
     """
-    told, works = time.monotonic(), Works(model, hw)
+    said_at, works = time.monotonic(), Works(model, hw)
 
     def bounded(plan: Plan, level: int) -> Bound:
         return bound(plan, model, hw, works.of(plan, level))
@@ -117,8 +117,8 @@ def search(
         full += not layout.content["fits"]
         if layout.content["fits"]:
             best = sorted([*best, layout], key=lambda one: one.order)[:top]
-        if time.monotonic() - told > 2:
-            told = time.monotonic()
+        if time.monotonic() - said_at > 2:
+            said_at = time.monotonic()
             seconds = written_time(best[0].seconds) if best else "none fits yet"
             say(f"{counted(replayed, 'layout')} of {len(may_fit):,} replayed; the best: {seconds}")
     chosen = {layout.number for layout in best}
